@@ -1,0 +1,85 @@
+"""Ask Linux about processes in one transaction.
+
+>>> import taskdiag
+>>> for task in taskdiag.dump("base,stat"):
+...     print(task.pid, task.base.comm, task.stat.utime)
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .abi import Dump, Show, State, VmaFlag
+    from .api import dump, stream
+    from .decoder import decode
+    from .errors import (
+        AccessDenied,
+        Busy,
+        DecodeError,
+        EngineUnavailable,
+        NoSuchProcess,
+        RequestError,
+        TaskdiagError,
+        UnsupportedRequest,
+    )
+    from .request import Request
+    from .task import Base, Cred, Sched, Stat, Statm, Task, Tty, Vma, VmaStat
+
+__all__ = (
+    "AccessDenied",
+    "Base",
+    "Busy",
+    "Cred",
+    "DecodeError",
+    "Dump",
+    "EngineUnavailable",
+    "NoSuchProcess",
+    "Request",
+    "RequestError",
+    "Sched",
+    "Show",
+    "Stat",
+    "State",
+    "Statm",
+    "Task",
+    "TaskdiagError",
+    "Tty",
+    "UnsupportedRequest",
+    "Vma",
+    "VmaFlag",
+    "VmaStat",
+    "decode",
+    "dump",
+    "stream",
+)
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "abi": ("Dump", "Show", "State", "VmaFlag"),
+    "api": ("dump", "stream"),
+    "decoder": ("decode",),
+    "errors": (
+        "AccessDenied", "Busy", "DecodeError", "EngineUnavailable", "NoSuchProcess",
+        "RequestError", "TaskdiagError", "UnsupportedRequest",
+    ),
+    "request": ("Request",),
+    "task": ("Base", "Cred", "Sched", "Stat", "Statm", "Task", "Tty", "Vma", "VmaStat"),
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    # Start-up is part of the speed: a command that never decodes into objects does
+    # not import what decodes.
+    for module, names in _HOMES.items():
+        if name in names:
+            from importlib import import_module
+
+            value: object = getattr(import_module(f".{module}", __name__), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,71 @@
+"""Engines answer requests: the protocol that they keep, and the choice between them."""
+
+from __future__ import annotations
+
+import os
+
+from .errors import EngineUnavailable, RequestError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Protocol
+
+    from .request import Request
+
+    class Engine(Protocol):
+        """Whoever answers requests."""
+
+        @property
+        def name(self) -> str:
+            """kernel, service or procfs."""
+
+        def stream(self, request: Request) -> Iterator[bytes]:
+            """The answer, in chunks of whole processes.
+
+            Raises NoSuchProcess when the request names a pid that is not there,
+            at the latest with the first chunk.
+            """
+
+
+__all__ = ("ENGINES", "Engine", "choose")
+
+#: In the order of choice.
+ENGINES = ("kernel", "service", "procfs")
+
+
+def choose(name: str | None = None) -> Engine:
+    """The engine of that name, else of ``TASKDIAG_ENGINE``, else the best one here.
+
+    >>> choose("procfs").name
+    'procfs'
+
+    Raises RequestError for an unknown name, EngineUnavailable if an engine asked for
+    by name cannot work here.
+    """
+    wanted = name or os.environ.get("TASKDIAG_ENGINE") or "auto"
+    if wanted != "auto":
+        if wanted not in ENGINES:
+            raise RequestError(f"unknown engine {wanted!r}: choose from auto, {', '.join(ENGINES)}")
+        return _open(wanted)
+    for candidate in ENGINES:
+        try:
+            return _open(candidate)
+        except EngineUnavailable:
+            continue
+    raise EngineUnavailable("no engine works here: is /proc mounted?")
+
+
+def _open(name: str) -> Engine:
+    # Imported here: a command loads the engine that answers it and no other.
+    if name == "kernel":
+        from .kernel import KernelEngine
+
+        return KernelEngine()
+    if name == "service":
+        from .service import ServiceEngine
+
+        return ServiceEngine()
+    from .procfs import ProcfsEngine
+
+    return ProcfsEngine()

@@ -1,0 +1,299 @@
+"""Tasks as typed objects: what the decoder makes of the stream.
+
+The tuples have the fields of the contract's structures (:mod:`taskdiag.abi`), in
+the contract's units.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+from . import abi
+from .abi import Attr, State, VmaFlag
+from .errors import DecodeError
+from .netlink import vma_records
+
+__all__ = ("Base", "Cred", "Sched", "Stat", "Statm", "Task", "Tty", "Vma", "VmaStat")
+
+
+class Base(NamedTuple):
+    """Identity, family and state (``task_diag_base``)."""
+
+    tgid: int
+    pid: int
+    ppid: int
+    tpid: int
+    sid: int
+    pgid: int
+    state: State
+    comm: str
+
+
+class Cred(NamedTuple):
+    """Credentials (``task_diag_creds``); capabilities are 64-bit masks."""
+
+    cap_inheritable: int
+    cap_permitted: int
+    cap_effective: int
+    cap_bset: int
+    uid: int
+    euid: int
+    suid: int
+    fsuid: int
+    gid: int
+    egid: int
+    sgid: int
+    fsgid: int
+
+
+class Stat(NamedTuple):
+    """Faults and times (``task_diag_stat``); times in clock ticks (``SC_CLK_TCK``)."""
+
+    minflt: int
+    cminflt: int
+    majflt: int
+    cmajflt: int
+    utime: int
+    stime: int
+    cutime: int
+    cstime: int
+    threads: int
+
+
+class Statm(NamedTuple):
+    """Memory (``task_diag_statm``); in pages, but ``ptes`` and ``pmds`` in bytes."""
+
+    anon: int
+    file: int
+    shmem: int
+    total_vm: int
+    total_rss: int
+    hiwater_vm: int
+    hiwater_rss: int
+    text: int
+    lib: int
+    swap: int
+    ptes: int
+    pmds: int
+    locked_vm: int
+    pinned_vm: int
+    data_vm: int
+    stack_vm: int
+
+
+class Tty(NamedTuple):
+    """Controlling terminal: device number (0 = none) and foreground process group."""
+
+    tty_nr: int
+    tpgid: int
+
+
+class Sched(NamedTuple):
+    """Scheduling; ``start_time`` in clock ticks since boot."""
+
+    start_time: int
+    flags: int
+    nice: int
+    priority: int
+    rt_priority: int
+    policy: int
+    processor: int
+
+
+class VmaStat(NamedTuple):
+    """Page statistics of a mapping, in bytes; ``pss`` in bytes << 12."""
+
+    resident: int
+    shared_clean: int
+    shared_dirty: int
+    private_clean: int
+    private_dirty: int
+    referenced: int
+    anonymous: int
+    anonymous_thp: int
+    swap: int
+    pss: int
+
+
+class Vma(NamedTuple):
+    """One memory mapping; ``name`` as /proc/PID/maps shows it, without its escapes."""
+
+    start: int
+    end: int
+    flags: VmaFlag
+    pgoff: int
+    major: int
+    minor: int
+    inode: int
+    generation: int
+    name: str | None
+    stat: VmaStat | None
+
+
+#: Where the payloads of a message lie: type to (start, end), from the message's start.
+Layout = dict[int, tuple[int, int]]
+
+
+class Task:
+    """One task of an answer.  Groups that were not asked for or do not apply are None.
+
+    Groups are decoded when they are looked at, so what is not used costs nothing;
+    the structure of the stream was checked before.
+
+    >>> import taskdiag
+    >>> task = next(taskdiag.dump("base,stat", pid=1))
+    >>> task.base.comm, task.stat.threads, task.cred
+    ('systemd', 1, None)
+    """
+
+    __slots__ = ("_parts", "pid", "tgid")
+
+    def __init__(self, pid: int, tgid: int, parts: tuple[tuple[bytes, int, Layout], ...]) -> None:
+        #: The thread id, in the requester's pid namespace.
+        self.pid = pid
+        #: The process (thread group) id.
+        self.tgid = tgid
+        self._parts = parts
+
+    def payloads(self, kind: int) -> list[bytes]:
+        """The raw payloads of one attribute type, also of types that are not known here."""
+        found = []
+        for data, at, layout in self._parts:
+            span = layout.get(kind)
+            if span is not None:
+                found.append(bytes(data[at + span[0] : at + span[1]]))
+        return found
+
+    @property
+    def unknown(self) -> dict[int, bytes]:
+        """Attributes of types that this version does not know: type to payload."""
+        return {
+            kind: b"".join(self.payloads(kind))
+            for _, _, layout in self._parts
+            for kind in layout
+            if kind not in _KNOWN
+        }
+
+    def _fixed(self, group: abi.Group) -> tuple[Any, ...] | None:
+        kind = -1 if group.attr is None else group.attr
+        for data, at, layout in self._parts:
+            span = layout.get(kind)
+            if span is not None:
+                return group.struct.unpack_from(data, at + span[0])
+        return None
+
+    @property
+    def base(self) -> Base | None:
+        """Identity, family and state; None unless asked for."""
+        values = self._fixed(abi.BASE)
+        if values is None:
+            return None
+        tgid, pid, ppid, tpid, sid, pgid, state, comm = values
+        name = os.fsdecode(comm.split(b"\0", 1)[0])
+        return Base(tgid, pid, ppid, tpid, sid, pgid, _STATES[state], name)
+
+    @property
+    def cred(self) -> Cred | None:
+        """Credentials; None unless asked for."""
+        values = self._fixed(abi.CRED)
+        return None if values is None else Cred._make(values)
+
+    @property
+    def stat(self) -> Stat | None:
+        """Faults and times; None unless asked for."""
+        values = self._fixed(abi.STAT)
+        return None if values is None else Stat._make(values)
+
+    @property
+    def statm(self) -> Statm | None:
+        """Memory; None unless asked for, and for kernel threads and zombies."""
+        values = self._fixed(abi.STATM)
+        return None if values is None else Statm._make(values)
+
+    @property
+    def tty(self) -> Tty | None:
+        """Controlling terminal; None unless asked for."""
+        values = self._fixed(abi.TTY)
+        return None if values is None else Tty._make(values)
+
+    @property
+    def sched(self) -> Sched | None:
+        """Scheduling; None unless asked for."""
+        values = self._fixed(abi.SCHED)
+        return None if values is None else Sched._make(values)
+
+    @property
+    def cmdline_raw(self) -> bytes | None:
+        """The argument bytes as they lie in memory; None as for `cmdline`."""
+        found = self.payloads(Attr.CMDLINE)
+        return b"".join(found) if found else None
+
+    @property
+    def cmdline(self) -> list[str] | None:
+        """The arguments; None unless asked for, and for kernel threads and zombies.
+
+        Bytes that are not UTF-8 become surrogate escapes (`os.fsencode` gives them back).
+        """
+        raw = self.cmdline_raw
+        if raw is None:
+            return None
+        if not raw:
+            return []
+        return os.fsdecode(raw.removesuffix(b"\0")).split("\0")
+
+    @property
+    def vmas(self) -> list[Vma] | None:
+        """Mappings, ascending; None unless asked for, and for kernel threads and zombies."""
+        found = self.payloads(Attr.VMA)
+        if not found:
+            return None
+        return [
+            _vma(payload, start, end)
+            for payload in found
+            for start, end in vma_records(payload, 0, len(payload))
+        ]
+
+    def __repr__(self) -> str:
+        groups = "|".join(
+            Attr(kind).name for _, _, layout in self._parts for kind in layout if kind in _KNOWN
+        )
+        return f"<Task pid={self.pid} tgid={self.tgid} {groups}>"
+
+
+_KNOWN = frozenset(int(kind) for kind in Attr)
+_STATES = tuple(State)
+
+
+def check_vma(data: bytes, at: int, end: int, base: int = 0) -> None:
+    """Check the insides of one VMA record; raises DecodeError."""
+    name_off, name_len, stat_off, stat_len = abi.VMA.struct.unpack_from(data, at)[9:]
+    length = end - at
+    behind = length - stat_len
+    if stat_len and (stat_len != abi.VMA_STAT.size or not abi.VMA.size <= stat_off <= behind):
+        raise DecodeError(
+            base + at + 58,
+            f"VMA statistics of {stat_len} bytes at {stat_off}, "
+            f"expected {abi.VMA_STAT.size} within the record's {length}",
+        )
+    if name_len and not abi.VMA.size <= name_off <= length - name_len:
+        raise DecodeError(
+            base + at + 54,
+            f"VMA name of {name_len} bytes at {name_off}, expected within the record's {length}",
+        )
+    if name_len and data[at + name_off + name_len - 1]:
+        raise DecodeError(base + at + name_off + name_len - 1, "VMA name without its NUL")
+
+
+def _vma(data: bytes, at: int, end: int) -> Vma:
+    values = abi.VMA.struct.unpack_from(data, at)
+    name_off, name_len, stat_off, stat_len = values[9:]
+    name = data[at + name_off : at + name_off + name_len - 1] if name_len else None
+    stat = VmaStat._make(abi.VMA_STAT.struct.unpack_from(data, at + stat_off)) if stat_len else None
+    return Vma(
+        *values[:2],
+        VmaFlag(values[2]),
+        *values[3:8],
+        None if name is None else os.fsdecode(name),
+        stat,
+    )
