@@ -249,9 +249,9 @@ class Task:
         if not found:
             return None
         return [
-            _vma(payload, start, end)
+            _vma(payload, start)
             for payload in found
-            for start, end in vma_records(payload, 0, len(payload))
+            for start, _ in vma_records(payload, 0, len(payload))
         ]
 
     def __repr__(self) -> str:
@@ -285,15 +285,11 @@ def check_vma(data: bytes, at: int, end: int, base: int = 0) -> None:
         raise DecodeError(base + at + name_off + name_len - 1, "VMA name without its NUL")
 
 
-def _vma(data: bytes, at: int, end: int) -> Vma:
+def _vma(data: bytes, at: int) -> Vma:
     values = abi.VMA.struct.unpack_from(data, at)
     name_off, name_len, stat_off, stat_len = values[9:]
     name = data[at + name_off : at + name_off + name_len - 1] if name_len else None
     stat = VmaStat._make(abi.VMA_STAT.struct.unpack_from(data, at + stat_off)) if stat_len else None
-    return Vma(
-        *values[:2],
-        VmaFlag(values[2]),
-        *values[3:8],
-        None if name is None else os.fsdecode(name),
-        stat,
-    )
+    start, stop, flags, pgoff, major, minor, inode, generation = values[:8]
+    path = None if name is None else os.fsdecode(name)
+    return Vma(start, stop, VmaFlag(flags), pgoff, major, minor, inode, generation, path, stat)
