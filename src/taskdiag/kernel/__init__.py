@@ -1,0 +1,1 @@
+"""The kernel engine: requests compiled to BPF iterators that the running kernel answers."""

@@ -1,0 +1,111 @@
+"""Where something lies inside a kernel structure: the answer that BTF gives and the cache keeps."""
+
+from __future__ import annotations
+
+__all__ = ("Member",)
+
+
+class Member:
+    """One place in one object: what to load, and what it is that was loaded.
+
+    ``name``       the path that was asked for, for humans
+    ``offset``     bytes from the start of the object
+    ``size``       bytes to load there (a bit-field: of the unit that holds it)
+    ``kind``       "int", "ptr", "struct", "union", "array", "enum", "float", ... (never a
+                   typedef or a qualifier: those are looked through)
+    ``type_id``    BTF id of the type, looked through likewise
+    ``signed``     whether an int or an enum is signed
+    ``bit_offset`` shift right by this after loading ``size`` bytes; 0 unless a bit-field
+    ``bit_size``   then keep this many bits; 0 unless a bit-field
+    ``pointee``    a pointer's structure or union by name, else None (also when it has no name)
+    ``pointee_id`` BTF id of what a pointer points to, looked through; 0 for ``void *``
+    ``count``      elements of an array; 0 for a flexible one, and for all that is no array
+    ``elem_size``  bytes of an array's element
+    ``elem_id``    BTF id of an array's element, looked through
+    ``type``       the type as C writes it: "struct mm_struct *", "kuid_t", "char[16]"
+    """
+
+    __slots__ = (
+        "bit_offset",
+        "bit_size",
+        "count",
+        "elem_id",
+        "elem_size",
+        "kind",
+        "name",
+        "offset",
+        "pointee",
+        "pointee_id",
+        "signed",
+        "size",
+        "type",
+        "type_id",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        offset: int,
+        size: int,
+        kind: str,
+        type_id: int,
+        type: str,
+        signed: bool = False,
+        bit_offset: int = 0,
+        bit_size: int = 0,
+        pointee: str | None = None,
+        pointee_id: int = 0,
+        count: int = 0,
+        elem_size: int = 0,
+        elem_id: int = 0,
+    ) -> None:
+        self.name = name
+        self.offset = offset
+        self.size = size
+        self.kind = kind
+        self.type_id = type_id
+        self.type = type
+        self.signed = signed
+        self.bit_offset = bit_offset
+        self.bit_size = bit_size
+        self.pointee = pointee
+        self.pointee_id = pointee_id
+        self.count = count
+        self.elem_size = elem_size
+        self.elem_id = elem_id
+
+    def __repr__(self) -> str:
+        extra = f", bits {self.bit_offset}+{self.bit_size}" if self.bit_size else ""
+        return f"<Member {self.name}: {self.type} at {self.offset}, {self.size} bytes{extra}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Member):
+            return NotImplemented
+        return all(getattr(self, slot) == getattr(other, slot) for slot in self.__slots__)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def encode(self) -> str:
+        r"""One line for the cache: twelve words, then name and type after tabs.
+
+        >>> Member("tgid", 2436, 4, "int", 12, "pid_t", signed=True).encode()
+        '2436 4 int 12 1 0 0 - 0 0 0 0\ttgid\tpid_t'
+        """
+        return (
+            f"{self.offset} {self.size} {self.kind} {self.type_id} {self.signed:d} "
+            f"{self.bit_offset} {self.bit_size} {self.pointee or '-'} {self.pointee_id} "
+            f"{self.count} {self.elem_size} {self.elem_id}\t{self.name}\t{self.type}"
+        )
+
+    @classmethod
+    def decode(cls, text: str) -> Member:
+        """What `encode` wrote.  Raises ValueError."""
+        words, name, type = text.split("\t")
+        offset, size, kind, type_id, signed, shift, bits, pointee, target, count, each, elem = (
+            words.split(" ")
+        )
+        return cls(
+            name, int(offset), int(size), kind, int(type_id), type, signed == "1",
+            int(shift), int(bits), None if pointee == "-" else pointee, int(target),
+            int(count), int(each), int(elem),
+        )  # fmt: skip
