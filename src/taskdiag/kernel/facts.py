@@ -1,0 +1,285 @@
+"""What programs need to know of this kernel's types, remembered from one start to the next.
+
+`Facts` answers what `btf.Btf` answers, in the same words, from a file of a few kilobytes;
+only a question that was never asked before costs reading the kernel's BTF (50 ms).
+
+    >>> facts = Facts.live()
+    >>> facts.member("struct task_struct", "tgid").offset
+    1268
+    >>> facts.save()
+"""
+
+from __future__ import annotations
+
+import os
+from struct import Struct
+from struct import error as struct_error
+
+from .. import __version__
+from . import cache
+from .member import Member
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .btf import Btf
+
+__all__ = ("NOTES", "VMLINUX", "Facts", "build_id", "identify")
+
+VMLINUX = "/sys/kernel/btf/vmlinux"
+NOTES = "/sys/kernel/notes"
+
+_NOTE = Struct("=III")  # name size, description size, type
+_NT_GNU_BUILD_ID = 3
+_BTF_HEADER = 24
+#: Answers that the file keeps at most: ten times what all groups and filters together ask.
+_MOST = 2000
+_MOST_BYTES = 1 << 19
+
+
+class Facts:
+    """Answers about one kernel's types.  See `btf.Btf` for what each method says and raises.
+
+    ``load`` is called for the BTF when an answer is missing.
+    """
+
+    def __init__(self, store: cache.Cache, load: Callable[[], Btf]) -> None:
+        self._store = store
+        self._load = load
+        self._btf: Btf | None = None
+        self._answers = self._read()
+        self._fresh: dict[str, str] = {}
+
+    @classmethod
+    def live(cls, path: str = VMLINUX, notes: str = NOTES) -> Facts:
+        """Facts about the running kernel.  Raises EngineUnavailable if it has no BTF."""
+
+        def load() -> Btf:
+            from .btf import Btf
+
+            return Btf.load(path)
+
+        return cls(cache.Cache(identify(path, notes), cache.directory()), load)
+
+    @property
+    def btf(self) -> Btf:
+        """The BTF itself, read now if it was not before."""
+        if self._btf is None:
+            self._btf = self._load()
+        return self._btf
+
+    # -- questions -----------------------------------------------------------------------
+
+    def type_id(self, kind: str, name: str) -> int:
+        """The id of a type."""
+        return self._number(f"type {kind} {name}", lambda btf: btf.type_id(kind, name))
+
+    def has(self, kind: str, name: str) -> bool:
+        """Whether there is such a type."""
+        return self._known(f"type {kind} {name}", lambda btf: str(btf.type_id(kind, name)))
+
+    def size(self, type: str | int) -> int:
+        """Bytes that a type takes."""
+        return self._number(f"size {type}", lambda btf: btf.size(type))
+
+    def enumerator(self, name: str) -> int:
+        """An enumerator's value."""
+        return self._number(f"enumerator {name}", lambda btf: btf.enumerator(name))
+
+    def has_enumerator(self, name: str) -> bool:
+        """Whether any enum has it."""
+        return self._known(f"enumerator {name}", lambda btf: str(btf.enumerator(name)))
+
+    def member(self, type: str | int, path: str) -> Member:
+        """Where a member lies within one object."""
+        key = f"member {type} {path}"
+        text = self._answer(key, lambda btf: btf.member(type, path).encode())
+        try:
+            return Member.decode(text)
+        except ValueError:  # a file with a right checksum and a wrong line: ours, but odd
+            self._forget()
+            return self.member(type, path)
+
+    def path(self, type: str | int, path: str) -> list[Member]:
+        """The loads that a path takes."""
+        text = self._answer(f"path {type} {path}", lambda btf: _encode(btf.path(type, path)))
+        try:
+            return _decode(text)
+        except ValueError:
+            self._forget()
+            return self.path(type, path)
+
+    def has_member(self, type: str | int, path: str) -> bool:
+        """Whether `path` would find it."""
+        return self._known(f"path {type} {path}", lambda btf: _encode(btf.path(type, path)))
+
+    def func_proto(self, name: str) -> list[tuple[str, str]]:
+        """A function's parameters, name and type of each."""
+
+        def compute(btf: Btf) -> str:
+            return "\t".join(word for pair in btf.func_proto(name) for word in pair)
+
+        words = self._answer(f"func_proto {name}", compute).split("\t")
+        return list(zip(words[::2], words[1::2], strict=False))
+
+    # -- other things worth keeping ------------------------------------------------------
+
+    def get(self, key: str) -> bytes | None:
+        """What an earlier start `put` under that key for this kernel, or None."""
+        return self._store.read(f"put {key}")
+
+    def put(self, key: str, data: str | bytes) -> bool:
+        """Keep something for later starts, up to about a megabyte; False if it cannot be.
+
+        The key must say everything that the data depends on, except the kernel and
+        the version of this package.
+        """
+        return self._store.write(f"put {key}", data.encode() if isinstance(data, str) else data)
+
+    def save(self) -> None:
+        """Write down what was learned since the start; nothing to do if that is nothing.
+
+        Happens by itself when the interpreter ends, so a call only makes sure of it.
+        """
+        if not self._fresh:
+            return
+        fresh, self._fresh = self._fresh, {}
+        self._btf = None  # ten megabytes, hardly needed again
+        # Someone else may have learned other things meanwhile.
+        kept = {**self._read(), **self._answers}
+        if len(kept) > _MOST:
+            kept = fresh
+        text = "".join(f"{key}\t{answer}\n" for key, answer in kept.items())
+        if len(text) <= _MOST_BYTES:
+            self._store.write("facts", text.encode("ascii"))
+
+    # -- how -----------------------------------------------------------------------------
+
+    def _read(self) -> dict[str, str]:
+        data = self._store.read("facts")
+        if not data:
+            return {}
+        try:
+            lines = data.decode("ascii").split("\n")
+            lines.pop()
+            return dict(line.split("\t", 1) for line in lines)
+        except ValueError:
+            return {}
+
+    def _forget(self) -> None:
+        self._answers = {}
+
+    def _raw(self, key: str, compute: Callable[[Btf], str]) -> str:
+        """The answer as it is kept: "=" and what it is, or "!" and why there is none."""
+        answer = self._answers.get(key)
+        if answer is not None and answer[:1] in ("=", "!"):
+            return answer
+        from .btf import NotFound
+
+        try:
+            answer = "=" + compute(self.btf)
+        except NotFound as error:
+            answer = f"!{error}"
+        # Names in a question or in a blob may be anything; lines are printable.
+        if key.isascii() and (key + answer.replace("\t", "")).isprintable() and answer.isascii():
+            if not self._fresh:
+                _at_exit(self)
+            self._answers[key] = self._fresh[key] = answer
+        return answer
+
+    def _answer(self, key: str, compute: Callable[[Btf], str]) -> str:
+        answer = self._raw(key, compute)
+        if answer[0] == "!":
+            from .btf import NotFound
+
+            raise NotFound(answer[1:])
+        return answer[1:]
+
+    def _number(self, key: str, compute: Callable[[Btf], int]) -> int:
+        text = self._answer(key, lambda btf: str(compute(btf)))
+        try:
+            return int(text)
+        except ValueError:
+            self._forget()
+            return int(self._answer(key, lambda btf: str(compute(btf))))
+
+    def _known(self, key: str, compute: Callable[[Btf], str]) -> bool:
+        return self._raw(key, compute)[0] == "="
+
+
+def _encode(members: list[Member]) -> str:
+    return "\t".join(member.encode() for member in members)
+
+
+def _decode(text: str) -> list[Member]:
+    words = text.split("\t")
+    return [Member.decode("\t".join(words[at : at + 3])) for at in range(0, len(words), 3)]
+
+
+def _at_exit(facts: Facts) -> None:
+    import atexit
+
+    atexit.unregister(facts.save)
+    atexit.register(facts.save)
+
+
+def identify(path: str = VMLINUX, notes: str = NOTES) -> str:
+    """What tells this kernel's types from any other's: one line.
+
+    The build id is a digest of the kernel image, types included, and is read in
+    microseconds where hashing the types themselves takes 20 ms; a kernel linked without
+    one is hashed.  Raises EngineUnavailable if the kernel has no BTF.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        from .btf import Btf
+
+        Btf.load(path)  # knows how to say it
+        raise
+    try:
+        size = os.fstat(file).st_size
+        head = os.read(file, _BTF_HEADER)
+    finally:
+        os.close(file)
+    digest = build_id(notes)
+    if digest is None:
+        import hashlib
+
+        with open(path, "rb") as whole:
+            name = f"sha256 {hashlib.sha256(whole.read()).hexdigest()}"
+    else:
+        name = f"build-id {digest.hex()}"
+    return f"taskdiag {__version__} {name} {size} {head.hex()}"
+
+
+def build_id(notes: str = NOTES) -> bytes | None:
+    """The running kernel's build id from its ELF notes, or None.
+
+    >>> build_id().hex()
+    '4a5a9b0affb66c437abcd455d2738af879985fa9'
+    """
+    try:
+        file = os.open(notes, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        data = os.read(file, 1 << 16)
+    except OSError:
+        return None
+    finally:
+        os.close(file)
+    at = 0
+    try:
+        while at < len(data):
+            name_size, size, kind = _NOTE.unpack_from(data, at)
+            name = at + _NOTE.size
+            start = name + (name_size + 3 & ~3)
+            at = start + (size + 3 & ~3)
+            if kind == _NT_GNU_BUILD_ID and data[name : name + name_size] == b"GNU\0":
+                found = data[start : start + size]
+                return found if len(found) == size >= 16 else None
+    except struct_error:
+        return None
+    return None
