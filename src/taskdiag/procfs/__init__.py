@@ -1,0 +1,13 @@
+"""The procfs engine: the same requests and the same stream, read from /proc.
+
+It works for everyone and everywhere, and it is the oracle that other engines are
+tested against.  `attributes` answers for a single task, which the kernel engine uses
+for groups that the running kernel cannot give it.
+"""
+
+from __future__ import annotations
+
+from .engine import ProcfsEngine
+from .task import attributes
+
+__all__ = ("ProcfsEngine", "attributes")

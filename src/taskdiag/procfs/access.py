@@ -1,0 +1,49 @@
+"""Who may see what: as procfs mounted with hidepid=2, asking the kernel itself.
+
+reading the link /proc/PID/exe makes the kernel check ``ptrace_may_access(task,
+PTRACE_MODE_READ_FSCREDS)`` and nothing else (fs/proc/base.c, ``proc_pid_readlink``):
+EACCES is its no, ENOENT means yes, but there is no executable (a zombie).
+"""
+
+from __future__ import annotations
+
+import os
+
+from .reader import Directory, Vanished
+
+__all__ = ("check", "sees_everything")
+
+_CAP_SYS_PTRACE = 1 << 19
+#: ``PROC_USER_INIT_INO``: the inode number of the initial user namespace.
+_USER_INIT_INO = 0xEFFFFFFD
+
+
+def sees_everything(root: int) -> bool:
+    """Whether the kernel would say yes for every task, so that it need not be asked.
+
+    So it is with CAP_SYS_PTRACE in effect in the initial user namespace; elsewhere the
+    capability counts for the tasks of that user namespace only.
+    """
+    try:
+        with Directory(root, "thread-self") as own:
+            if os.stat(f"/proc/{own.where}/ns/user").st_ino != _USER_INIT_INO:
+                return False
+            status = own.read("status")
+    except (Vanished, OSError):
+        return False
+    found = status.partition(b"\nCapEff:\t")[2].partition(b"\n")[0]
+    try:
+        return bool(int(found, 16) & _CAP_SYS_PTRACE)
+    except ValueError:
+        return False
+
+
+def check(directory: Directory) -> None:
+    """Raises Vanished if the caller may not see that task."""
+    try:
+        directory.readlink("exe")
+    except PermissionError:
+        raise Vanished(directory.where) from None
+    except OSError:
+        # Allowed, but no executable; or gone, as the next read will find.
+        pass

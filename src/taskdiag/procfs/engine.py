@@ -1,0 +1,165 @@
+"""The engine: from a request to the tasks that it is about, one after the other."""
+
+from __future__ import annotations
+
+import os
+
+from ..abi import Dump
+from ..errors import NoSuchProcess
+from ..netlink import pack_task
+from . import access
+from .plan import Plan, plan_for
+from .reader import Directory, Vanished, open_procfs
+from .stat import parse
+from .status import parse_lines
+from .task import read_task
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ..request import Request
+
+__all__ = ("ProcfsEngine",)
+
+#: Chunks grow to about this size before they are handed on.
+_CHUNK = 1 << 16
+#: From as many threads on a listing may take several system calls (24 bytes an entry,
+#: 32 KiB a call), between which the kernel may lose its place.
+_LONG_LISTING = 1000
+_PPID = 3
+
+
+class ProcfsEngine:
+    """Answers requests by reading /proc: works for everyone and everywhere.
+
+    Shown are the tasks that a procfs mounted with hidepid=2 would show the caller, with
+    the numbers that this /proc gives them.
+
+    >>> engine = ProcfsEngine()
+    >>> b"".join(engine.stream(Request(Show.BASE, Dump.ONE, 1)))[:4].hex()
+    '4c000000'
+
+    Raises EngineUnavailable if /proc is not mounted, or is not this process's.
+    """
+
+    name = "procfs"
+
+    def __init__(self) -> None:
+        os.close(open_procfs())
+
+    def stream(self, request: Request) -> Iterator[bytes]:
+        """The answer, in chunks of whole processes.
+
+        Raises NoSuchProcess, with the first chunk, if the request names a process that
+        is not there or not the caller's to see; EngineUnavailable; OSError with the path
+        of a file that could not be read.
+        """
+        root = open_procfs()
+        try:
+            scan = _Scan(root, request)
+            chunk = bytearray()
+            for message in scan.messages():
+                chunk += message
+                if len(chunk) >= _CHUNK:
+                    yield bytes(chunk)
+                    chunk.clear()
+            if chunk:
+                yield bytes(chunk)
+        finally:
+            os.close(root)
+
+
+class _Scan:
+    """One answer in the making."""
+
+    def __init__(self, root: int, request: Request) -> None:
+        self._root = root
+        self._request = request
+        self._plan: Plan = plan_for(int(request.show))
+        self._ask = not access.sees_everything(root)
+
+    def messages(self) -> Iterator[bytes]:
+        """The messages of one task after the other."""
+        pid = self._request.pid
+        strategy = self._request.strategy
+        if strategy == Dump.ALL:
+            return self._read((name, int(name), int(name)) for name in self._processes())
+        if strategy == Dump.ALL_THREAD:
+            return self._read(self._all_threads())
+        if strategy == Dump.CHILDREN:
+            self._require(pid)
+            return self._read((name, int(name), int(name)) for name in self._children(pid))
+        if strategy == Dump.THREAD:
+            return self._some(self._read(self._threads(self._require(pid))))
+        self._require(pid)
+        return self._some(self._read([(str(pid), pid, pid)]))
+
+    def _read(self, tasks: Iterable[tuple[str, int, int]]) -> Iterator[bytes]:
+        """The messages of tasks given as directory, tid and process."""
+        root, plan, ask, seq = self._root, self._plan, self._ask, self._request.seq
+        for where, tid, pid in tasks:
+            answer = read_task(root, where, plan, tid == pid, ask)
+            if answer is not None:
+                yield pack_task(tid, pid, answer[0], answer[1], seq)
+
+    def _some(self, found: Iterator[bytes]) -> Iterator[bytes]:
+        """The same messages; raises NoSuchProcess if there is none: it is gone meanwhile."""
+        empty = True
+        for message in found:
+            empty = False
+            yield message
+        if empty:
+            raise NoSuchProcess(self._request.pid)
+
+    def _require(self, pid: int) -> str:
+        """The directory of a process; raises NoSuchProcess unless it is there to be seen.
+
+        /proc/TID opens for every thread, though only processes are listed.
+        """
+        try:
+            with Directory(self._root, str(pid)) as directory:
+                if self._ask:
+                    access.check(directory)
+                found = parse_lines(directory.read("status"), [("Tgid", 0)], [])
+        except Vanished:
+            raise NoSuchProcess(pid) from None
+        if found[0] != str(pid).encode():
+            raise NoSuchProcess(pid)
+        return str(pid)
+
+    def _processes(self) -> list[str]:
+        """The directories of all processes; the kernel lists them ascending, each once."""
+        return [name for name in os.listdir(self._root) if name.isdigit()]
+
+    def _children(self, parent: int) -> Iterator[str]:
+        """The directories of processes whose parent is that one."""
+        wanted = str(parent).encode()
+        for name in self._processes():
+            try:
+                if parse(Directory(self._root, name, pinned=False).read("stat"))[_PPID] == wanted:
+                    yield name
+            except Vanished:
+                continue
+
+    def _threads(self, process: str) -> list[tuple[str, int, int]]:
+        """The threads of a process, ascending; none if it is gone or hidden."""
+        try:
+            with Directory(self._root, process) as directory:
+                if self._ask:
+                    access.check(directory)
+                found = set(directory.names("task"))
+                if len(found) >= _LONG_LISTING:
+                    # If the thread at which one call ended exits before the next, the
+                    # kernel goes on by position and skips one (first_tid, fs/proc/base.c).
+                    found.update(directory.names("task"))
+        except Vanished:
+            return []
+        pid = int(process)
+        return [(f"{process}/task/{tid}", tid, pid) for tid in sorted(map(int, found))]
+
+    def _all_threads(self) -> list[tuple[str, int, int]]:
+        """The threads of all processes, ascending."""
+        found = [thread for process in self._processes() for thread in self._threads(process)]
+        found.sort(key=lambda thread: thread[1])
+        return found

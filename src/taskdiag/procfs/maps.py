@@ -1,0 +1,183 @@
+"""/proc/PID/maps and smaps: the memory mappings, and the statistics of their pages."""
+
+from __future__ import annotations
+
+import re
+from struct import error as StructError
+
+from ..abi import VmaFlag
+from ..netlink import pack_vma
+from .reader import Directory, Malformed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ("flags_of", "parse_maps", "parse_smaps", "perms_of", "records")
+
+#: VmFlags of smaps (fs/proc/task_mmu.c, ``show_smap_vma_flags``) in the ABI's numbering.
+_NAMES = {
+    b"rd": VmaFlag.READ,
+    b"wr": VmaFlag.WRITE,
+    b"ex": VmaFlag.EXEC,
+    b"sh": VmaFlag.SHARED,
+    b"mr": VmaFlag.MAYREAD,
+    b"mw": VmaFlag.MAYWRITE,
+    b"me": VmaFlag.MAYEXEC,
+    b"ms": VmaFlag.MAYSHARE,
+    b"gd": VmaFlag.GROWSDOWN,
+    b"pf": VmaFlag.PFNMAP,
+    b"dw": VmaFlag.DENYWRITE,
+    b"mp": VmaFlag.MPX,
+    b"lo": VmaFlag.LOCKED,
+    b"io": VmaFlag.IO,
+    b"sr": VmaFlag.SEQ_READ,
+    b"rr": VmaFlag.RAND_READ,
+    b"dc": VmaFlag.DONTCOPY,
+    b"de": VmaFlag.DONTEXPAND,
+    b"ac": VmaFlag.ACCOUNT,
+    b"nr": VmaFlag.NORESERVE,
+    b"ht": VmaFlag.HUGETLB,
+    b"ar": VmaFlag.ARCH_1,
+    b"dd": VmaFlag.DONTDUMP,
+    b"sd": VmaFlag.SOFTDIRTY,
+    b"mm": VmaFlag.MIXEDMAP,
+    b"hg": VmaFlag.HUGEPAGE,
+    b"nh": VmaFlag.NOHUGEPAGE,
+    b"mg": VmaFlag.MERGEABLE,
+}
+_FLAGS = {name: int(flag) for name, flag in _NAMES.items()}
+
+#: A mapping as a tuple: start, end, flags, pgoff, major, minor, inode, name as shown.
+Mapping = tuple[int, int, int, int, int, int, int, bytes]
+
+_LINE = re.compile(
+    rb"([0-9a-f]+)-([0-9a-f]+) ([-r][-w][-x][-ps]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) "
+    rb"([0-9]+) *(.*)\Z",
+    re.DOTALL,
+)
+
+
+def perms_of(perms: bytes) -> int:
+    """The flags that the permission column can tell.
+
+    >>> perms_of(b"rw-s")
+    139
+    """
+    found = 0
+    for letter, flag in zip(perms, _PERMS, strict=False):
+        if letter == flag[0]:
+            found |= flag[1]
+    return found
+
+
+_PERMS = (
+    (ord("r"), 1 << 0),
+    (ord("w"), 1 << 1),
+    (ord("x"), 1 << 2),
+    (ord("s"), int(VmaFlag.SHARED | VmaFlag.MAYSHARE)),
+)
+#: All 16 permission columns, looked up rather than computed for every mapping.
+_COLUMN = {
+    bytes(column): perms_of(bytes(column))
+    for column in (
+        (r, w, x, s)
+        for r in b"r-"
+        for w in b"w-"
+        for x in b"x-"
+        for s in b"ps-"
+    )
+}  # fmt: skip
+
+
+def flags_of(names: bytes) -> int:
+    """The flags of a VmFlags line.  What the ABI has no number for is left out.
+
+    >>> flags_of(b"rd wr mr mw me ac zz")
+    262259
+    """
+    found = 0
+    for name in names.split():
+        found |= _FLAGS.get(name, 0)
+    return found
+
+
+def parse_line(line: bytes) -> Mapping:
+    """One line of maps, without its newline.  Raises Malformed."""
+    found = _LINE.match(line)
+    if found is None:
+        raise Malformed(f"/proc/PID/maps has an unknown line: {line[:100]!r}")
+    start, end, perms, pgoff, major, minor, inode, name = found.groups()
+    return (
+        int(start, 16), int(end, 16), _COLUMN[perms], int(pgoff, 16),
+        int(major, 16), int(minor, 16), int(inode), name,
+    )  # fmt: skip
+
+
+def parse_maps(data: bytes) -> list[tuple[Mapping, bytes]]:
+    """The mappings of a maps file; the second of each pair is empty: no statistics.
+
+    Names are as shown, newlines escaped.  Raises Malformed.
+    """
+    lines = data.split(b"\n")
+    if lines.pop():
+        raise Malformed("/proc/PID/maps ends in the middle of a line")
+    return [(parse_line(line), b"") for line in lines]
+
+
+def parse_smaps(
+    data: bytes, statistics: Callable[[dict[bytes, int]], bytes]
+) -> list[tuple[Mapping, bytes]]:
+    """The mappings of a smaps file and what ``statistics`` makes of their numbers (in kB).
+
+    Flags are those of VmFlags, where the kernel has that line.  Raises Malformed.
+    """
+    lines = data.split(b"\n")
+    if lines.pop():
+        raise Malformed("/proc/PID/smaps ends in the middle of a line")
+    out: list[tuple[Mapping, bytes]] = []
+    mapping: Mapping | None = None
+    numbers: dict[bytes, int] = {}
+    for line in lines:
+        key, colon, value = line.partition(b":")
+        # "Rss:" against "7f00-7f01 r--p 0 fe:00": a key has no space in front of its colon.
+        if not colon or b" " in key:
+            if mapping is not None:
+                out.append((mapping, statistics(numbers)))
+            mapping, numbers = parse_line(line), {}
+        elif mapping is None:
+            raise Malformed(f"/proc/PID/smaps starts with {line[:100]!r}")
+        elif key == b"VmFlags":
+            mapping = (*mapping[:2], flags_of(value), *mapping[3:])
+        else:
+            number = value.split()
+            if number and number[0].isdigit():
+                numbers[key] = int(number[0])
+    if mapping is not None:
+        out.append((mapping, statistics(numbers)))
+    return out
+
+
+def records(found: list[tuple[Mapping, bytes]], directory: Directory, up: str = "") -> list[bytes]:
+    """VMA records of the mappings; ``up`` leads from the directory to /proc/PID."""
+    out = []
+    for (start, end, flags, pgoff, major, minor, inode, shown), stat in found:
+        name = exact_name(directory, up, start, end, shown) if b"\\012" in shown else shown
+        try:
+            out.append(pack_vma(start, end, flags, pgoff, major, minor, inode, 0, name, stat))
+        except StructError as error:
+            raise Malformed(f"/proc/PID/maps shows a mapping out of range: {error}") from None
+    return out
+
+
+def exact_name(directory: Directory, up: str, start: int, end: int, shown: bytes) -> bytes:
+    """The name of a mapping whose shown name holds ``\\012``.
+
+    maps writes a newline as that but a backslash as it is, so what is shown may also be
+    meant; the link in map_files tells (readable by whoever may read maps).  Where it
+    does not (the mapping is gone again), a newline is the better guess.
+    """
+    try:
+        return directory.readlink(f"{up}map_files/{start:x}-{end:x}")
+    except OSError:
+        return shown.replace(b"\\012", b"\n")

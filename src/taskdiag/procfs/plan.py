@@ -1,0 +1,182 @@
+"""Plans: which files a request needs, and functions that make attributes of them.
+
+The catalogue (:mod:`taskdiag.abi`) says where procfs shows a field, as
+
+- ``stat:14``: the 14th field of /proc/PID/stat, counted as in proc_pid_stat(5);
+- ``status:VmRSS``, ``status:Uid:2``: the first, or that word of a line of status;
+- ``smaps:Rss``: a line of a mapping in smaps;
+- ``this|that``: the first that this kernel shows.
+
+A plan turns the entries of the groups asked for into Python source, one expression
+per group, and compiles that once: per task nothing of the catalogue is looked at.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .. import abi
+from ..abi import Attr, Show, State
+from ..errors import EngineUnavailable
+from .status import MM, THREADS, compile_parser, keys, mm_keys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    #: From the fields of stat, the values of status and the comm to a payload.
+    Fill = Callable[[Sequence[bytes], Sequence[bytes | None], bytes], bytes]
+
+__all__ = ("Plan", "plan_for", "statistics")
+
+#: Bytes of a page, and of the kB that /proc counts in.
+_PAGE = os.sysconf("SC_PAGESIZE")
+_KB = 1024
+
+#: State letters as /proc shows them.
+STATES = {state.letter.encode(): int(state) for state in State}
+
+
+class Plan:
+    """What to read and what to make of it, for one set of show flags."""
+
+    __slots__ = ("cmdline", "comm", "files", "fixed", "mappings", "stat", "status")
+
+    def __init__(self, show: int, sample: bytes) -> None:
+        """``sample`` is the status file of a process with memory on this kernel."""
+        order = keys(sample)
+        compiler = _Compiler(order)
+        #: (attribute type, payload function, whether it needs an address space)
+        self.fixed: list[tuple[int, Fill, bool]] = [
+            (int(attr), *compiler.group(group))
+            for attr, group in sorted(abi.GROUPS.items())
+            if show & Show[attr.name]
+        ]
+        #: Whether /proc/PID/stat is read.
+        self.stat = compiler.stat
+        #: The parser of /proc/PID/status, or None if it is not read; its last two
+        #: values are those of `status.MM` and `status.THREADS`.
+        self.status: Callable[[bytes], tuple[bytes | None, ...]] | None = None
+        if compiler.wanted:
+            self.status = compile_parser(order, [*compiler.wanted, MM, THREADS])
+        #: Where the parser puts the name, or None if no field is the name.
+        self.comm: int | None = None
+        if ("Name", 0) in compiler.wanted:
+            self.comm = compiler.wanted.index(("Name", 0))
+        self.cmdline = bool(show & Show.CMDLINE)
+        #: maps, smaps or nothing.
+        self.mappings = ""
+        if show & (Show.VMA | Show.VMA_STAT):
+            self.mappings = "smaps" if show & Show.VMA_STAT else "maps"
+        #: How many files of a process are read.
+        self.files = self.stat + (self.status is not None) + self.cmdline + bool(self.mappings)
+        if not self.files:
+            # Nothing was asked for but who is there.
+            self.stat, self.files = True, 1
+
+
+class _Compiler:
+    """Turns catalogue entries into source, and collects what that source reads."""
+
+    def __init__(self, order: list[str]) -> None:
+        self._order = order
+        self._mm = mm_keys(order)
+        self.wanted: list[tuple[str, int]] = []
+        self.stat = False
+
+    def group(self, group: abi.Group) -> tuple[Fill, bool]:
+        """The payload function of a group, and whether it needs an address space."""
+        needs_mm = False
+        values = []
+        for field in group.fields:
+            file, key, word = self._place(field)
+            needs_mm |= file == "status" and key in self._mm
+            values.append(self._expression(field, file, key, word))
+        source = f"lambda f, m, c: pack({', '.join(values)})"
+        fill: Fill = eval(source, {"pack": group.struct.pack, "STATES": STATES})
+        return fill, needs_mm
+
+    def _place(self, field: abi.Field) -> tuple[str, str, int]:
+        """File, key and word of a field: of its alternatives the first that is here."""
+        places = [place.split(":") for place in field.procfs.split("|")]
+        for place in places:
+            if place[0] == "stat" or place[1] in self._order:
+                break
+        else:
+            place = places[0]
+        return place[0], place[1], int(place[2]) if len(place) > 2 else 0
+
+    def _expression(self, field: abi.Field, file: str, key: str, word: int) -> str:
+        if file == "stat":
+            self.stat = True
+            value = f"f[{int(key) - 1}]"
+            if field.name == "state":
+                return f"STATES[{value}]"
+            # Numbers that C takes for unsigned, such as device numbers, may show a sign.
+            return f"int({value}) & 0xFFFFFFFF" if field.ctype == "u32" else f"int({value})"
+        if key not in self._order:
+            # A line that this kernel does not write, such as VmPMD since 4.15.
+            return "0"
+        if (key, word) not in self.wanted:
+            self.wanted.append((key, word))
+        value = f"m[{self.wanted.index((key, word))}]"
+        if key == "Name":
+            return "c"
+        if key == "State":
+            return f"STATES[{value}]"
+        if key.startswith("Cap"):
+            return f"int({value}, 16)"
+        return scaled(f"int({value})", field.unit if key in self._mm else "")
+
+
+def scaled(value: str, unit: str) -> str:
+    """Source that turns a number of kB into a field's unit.
+
+    >>> scaled("n", "pages"), scaled("n", "bytes << 12"), scaled("n", "")
+    ('n // 4', 'n * 1024 << 12', 'n')
+    """
+    if unit == "pages":
+        return f"{value} // {_PAGE // _KB}"
+    if unit.startswith("bytes"):
+        return f"{value} * {_KB}{unit[5:]}"
+    return value
+
+
+def _statistics() -> Callable[[dict[bytes, int]], bytes]:
+    values = []
+    for field in abi.VMA_STAT.fields:
+        key = field.procfs.partition(":")[2].encode()
+        values.append(scaled(f"n({key!r}, 0)", field.unit))
+    build: Callable[[dict[bytes, int]], bytes] = eval(
+        f"lambda numbers, pack=pack: (lambda n: pack({', '.join(values)}))(numbers.get)",
+        {"pack": abi.VMA_STAT.struct.pack},
+    )
+    return build
+
+
+#: The task_diag_vma_stat of a mapping, from its lines in smaps (in kB).
+statistics = _statistics()
+
+_plans: dict[int, Plan] = {}
+
+
+def plan_for(show: int) -> Plan:
+    """The plan for those show flags, made at their first use.
+
+    Raises EngineUnavailable if /proc/self/status cannot be read, or if this kernel has
+    no smaps (CONFIG_PROC_PAGE_MONITOR) and it is asked for.
+    """
+    found = _plans.get(show)
+    if found is None:
+        try:
+            with open("/proc/self/status", "rb") as file:
+                sample = file.read()
+            if show & Show.VMA_STAT:
+                os.stat("/proc/self/smaps")
+        except OSError as error:
+            raise EngineUnavailable(f"{error.filename}: {error.strerror}") from None
+        found = _plans[show] = Plan(show, sample)
+    return found
+
+
+assert set(abi.GROUPS) == set(Attr) - {Attr.VMA, Attr.VMA_STAT, Attr.CMDLINE}

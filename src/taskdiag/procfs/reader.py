@@ -1,0 +1,193 @@
+"""Reading /proc: bytes of files below a task's directory, errors that carry the path.
+
+A `Directory` stands for one task.  Opened as a descriptor it stays with *that* task:
+the kernel answers ENOENT or ESRCH below it once the task is gone, also when a new
+task has taken the number (fs/proc/base.c, ``get_proc_task``).
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import EngineUnavailable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ("Changed", "Directory", "Malformed", "Refused", "Vanished", "open_procfs")
+
+_open, _read, _close = os.open, os.read, os.close
+
+#: The first read of a file.  stat and status nearly always fit.
+_BLOCK = 4096
+#: Sizes to try, in turn, for what must come from one read(2).
+_WHOLE = (1 << 17, 1 << 21, 1 << 25)
+
+
+class Vanished(Exception):
+    """The task is gone, or not ours to see, which must look the same."""
+
+
+class Refused(Vanished):
+    """The kernel will not show that file, though the task may be there."""
+
+
+class Changed(Exception):
+    """The task turned into something else between two reads: read it again from the start."""
+
+
+class Malformed(EngineUnavailable):
+    """A file below /proc is not what Linux writes there."""
+
+
+class Directory:
+    """The files of one task, below /proc/PID or /proc/PID/task/TID.
+
+    ``where`` is relative to ``root``, a descriptor of /proc.  With ``pinned`` the
+    directory is opened, so that all files are surely of the same task; without, each
+    file is opened by its whole path, which is cheaper for a single one.
+
+    Raises Vanished if there is no such task.
+    """
+
+    __slots__ = ("_fd", "_prefix", "pinned", "where")
+
+    def __init__(self, root: int, where: str, pinned: bool = True) -> None:
+        self.where = where
+        self.pinned = pinned
+        if pinned:
+            self._prefix = ""
+            try:
+                self._fd = _open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
+            except OSError as error:
+                raise _explain(error, where) from None
+        else:
+            self._prefix = where + "/"
+            self._fd = root
+
+    def read(self, name: str) -> bytes:
+        """The content of a file that the kernel writes in one piece.
+
+        Raises Vanished, or OSError with the path.
+        """
+        try:
+            fd = _open(self._prefix + name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+            try:
+                data = _read(fd, _BLOCK)
+                if len(data) < _BLOCK:
+                    return data
+                # Read again rather than on: half of this and half of what the task
+                # became meanwhile (an exec) would be neither.
+                for size in _WHOLE:
+                    data = os.pread(fd, size, 0)
+                    if len(data) < size:
+                        break
+                return data
+            finally:
+                _close(fd)
+        except OSError as error:
+            raise _explain(error, f"{self.where}/{name}") from None
+
+    def read_mappings(self, name: str) -> bytes:
+        """The content of maps or smaps, which the kernel hands out a page at a time.
+
+        If the address space goes away meanwhile (exit, exec), reading just ends early
+        (fs/proc/task_mmu.c, ``m_start``).  So at the end the first bytes are asked for
+        once more: an address space that is still there then was there all along.
+
+        Raises Changed if it was not, Vanished, or OSError with the path.
+        """
+        try:
+            fd = _open(self._prefix + name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+            try:
+                data = _read(fd, 1 << 16)
+                if not data:
+                    return data
+                pieces = [data]
+                while data:
+                    data = _read(fd, 1 << 16)
+                    pieces.append(data)
+                if not os.pread(fd, 1, 0):
+                    raise Changed
+                return b"".join(pieces)
+            finally:
+                _close(fd)
+        except OSError as error:
+            raise _explain(error, f"{self.where}/{name}") from None
+
+    def readlink(self, name: str) -> bytes:
+        """Where a link points to.  Raises OSError as it comes."""
+        return os.readlink(os.fsencode(self._prefix + name), dir_fd=self._fd)
+
+    def names(self, name: str) -> list[str]:
+        """The entries of a directory.  Raises Vanished, or OSError with the path."""
+        try:
+            fd = _open(self._prefix + name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+            try:
+                return os.listdir(fd)
+            finally:
+                _close(fd)
+        except OSError as error:
+            raise _explain(error, f"{self.where}/{name}") from None
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        if self.pinned:
+            _close(self._fd)
+
+    def __enter__(self) -> Directory:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.pinned:
+            _close(self._fd)
+
+
+def _explain(error: OSError, where: str) -> Exception:
+    """What an error below /proc/PID means.
+
+    ENOENT and ESRCH: gone.  EPERM and EACCES: /proc is mounted with hidepid=1, or the
+    task has just become one that may not be looked into, or a security module protects
+    it; by default not ours to see.
+    """
+    if isinstance(error, (FileNotFoundError, ProcessLookupError)):
+        return Vanished(where)
+    if isinstance(error, PermissionError):
+        return Refused(where)
+    return OSError(error.errno, error.strerror, f"/proc/{where}")
+
+
+#: ``PROC_ROOT_INO`` (include/linux/proc_fs.h): the inode number of every procfs's root.
+_ROOT_INO = 1
+
+
+def open_procfs() -> int:
+    """A descriptor of /proc.
+
+    Raises EngineUnavailable if /proc is no procfs, or shows a pid namespace that this
+    process is not in.
+    """
+    try:
+        root = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise EngineUnavailable(f"/proc cannot be opened: {error.strerror}") from None
+    try:
+        if os.fstat(root).st_ino != _ROOT_INO:
+            raise EngineUnavailable("/proc is not a mounted procfs")
+        with Directory(root, "self") as own:
+            own.read("stat")
+    except Vanished:
+        os.close(root)
+        raise EngineUnavailable(
+            "/proc does not show this process: it belongs to another pid namespace"
+        ) from None
+    except BaseException:
+        os.close(root)
+        raise
+    return root

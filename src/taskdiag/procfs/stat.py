@@ -1,0 +1,29 @@
+"""/proc/PID/stat: one line of numbers behind a name that may hold anything."""
+
+from __future__ import annotations
+
+from .reader import Malformed
+
+__all__ = ("FIELDS", "parse")
+
+#: Fields that every supported kernel writes (proc_pid_stat(5)).
+FIELDS = 52
+
+
+def parse(data: bytes) -> list[bytes]:
+    """The fields, the first of proc_pid_stat(5) at index 0, the name without parentheses.
+
+    The name is the task's own bytes, ``)``, spaces and newlines included, so the line
+    is cut at the *last* parenthesis.
+
+    >>> parse(b"7 (a) R 1 () S " + b"0 " * 49)[:4]
+    [b'7', b'a) R 1 (', b'S', b'0']
+
+    Raises Malformed.
+    """
+    pid, behind, rest = data.partition(b" (")
+    comm, close, rest = rest.rpartition(b") ")
+    fields = [pid, comm, *rest.split()]
+    if not behind or not close or len(fields) < FIELDS:
+        raise Malformed(f"/proc/PID/stat has an unknown form: {data[:100]!r}")
+    return fields

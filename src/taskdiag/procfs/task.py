@@ -1,0 +1,151 @@
+"""One task from /proc: its attributes, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from struct import error as StructError
+
+from ..abi import Attr
+from . import access, cmdline, maps, stat
+from .comm import COMM_MAX, kernel_comm, needs_care
+from .plan import plan_for, statistics
+from .reader import Changed, Directory, Malformed, Refused, Vanished, open_procfs
+from .status import unescape
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .plan import Plan
+
+    #: Attributes (type and payload, in the stream's order), and VMA records.
+    Answer = tuple[list[tuple[int, bytes]], list[bytes]]
+
+__all__ = ("attributes", "read_task")
+
+#: How often a task is read anew that turns into something else while it is read.
+_ATTEMPTS = 100
+_CMDLINE = int(Attr.CMDLINE)
+
+
+def attributes(pid: int, tid: int | None, show: int, whole: bool = True) -> Answer | None:
+    """The attributes of one task, as types and payloads, and its VMA records.
+
+    ``pid`` is the process, ``tid`` the thread, None meaning the leader.  With ``whole``
+    STAT is that of the whole process, without it that of the thread.  VMA records come
+    with the leader only.  None if there is no such task, or not any more.
+
+    >>> attrs, vmas = attributes(1, None, Show.BASE)
+    >>> [kind for kind, _ in attrs], vmas
+    ([0], [])
+
+    Nobody is asked whether the caller may see the task.  Raises EngineUnavailable, and
+    OSError with the path of the file that could not be read.
+    """
+    leader = tid is None or tid == pid
+    where = str(pid) if whole and leader else f"{pid}/task/{tid or pid}"
+    root = open_procfs()
+    try:
+        return read_task(root, where, plan_for(show), leader, ask=False)
+    finally:
+        os.close(root)
+
+
+def read_task(root: int, where: str, plan: Plan, leader: bool, ask: bool) -> Answer | None:
+    """The same for a directory below ``root``; with ``ask`` only if the caller may see it."""
+    # A single file is of one moment and one task anyway.
+    pinned = ask or plan.files > 1
+    for _ in range(_ATTEMPTS):
+        try:
+            with Directory(root, where, pinned) as directory:
+                if ask:
+                    access.check(directory)
+                return read_directory(plan, directory, leader, ask)
+        except Vanished:
+            return None
+        except Changed:
+            pinned = True
+    return None
+
+
+def read_directory(plan: Plan, directory: Directory, leader: bool, strict: bool) -> Answer:
+    """The attributes of the task of a directory.
+
+    A caller who may see every task may still be kept from the mappings of one by a
+    security module.  That one then has no VMA records, unless ``strict``: then it is
+    not shown at all.
+
+    Raises Vanished, Changed, Malformed.
+    """
+    values: tuple[bytes | None, ...] = ()
+    fields: list[bytes] = []
+    name = b""
+    has_mm: bool | None = None
+    if plan.status is not None:
+        values = plan.status(directory.read("status"))
+        if values[-1] == b"0":
+            raise Vanished(directory.where)
+        has_mm = values[-2] is not None
+        if plan.comm is not None:
+            name = _comm(values[plan.comm] or b"", has_mm, directory)
+    if plan.stat:
+        fields = stat.parse(directory.read("stat"))
+        # As in status: no threads, no session, no parent: released while it was read.
+        if fields[19] == b"0":
+            raise Vanished(directory.where)
+    try:
+        attrs = [
+            (kind, fill(fields, values, name))
+            for kind, fill, needs_mm in plan.fixed
+            if has_mm or not needs_mm
+        ]
+    except (ValueError, KeyError, TypeError, StructError) as error:
+        raise Malformed(f"/proc/{directory.where} shows an unknown value: {error}") from None
+    if plan.cmdline and has_mm is not False:
+        args = cmdline.read(directory)
+        has_mm = bool(args) or _still(has_mm, directory)
+        if has_mm:
+            attrs.append((_CMDLINE, args))
+    vmas: list[bytes] = []
+    if plan.mappings and leader and has_mm is not False:
+        try:
+            vmas = _vmas(plan, directory, has_mm)
+        except Refused:
+            if strict:
+                raise
+    return attrs, vmas
+
+
+def _comm(shown: bytes, has_mm: bool, directory: Directory) -> bytes:
+    name = unescape(shown)
+    if has_mm or not needs_care(name):
+        return name
+    if not directory.pinned:
+        raise Changed
+    return kernel_comm(name, directory) if needs_care(name) else name[:COMM_MAX]
+
+
+def _still(had_mm: bool | None, directory: Directory) -> bool:
+    """Whether a task that shows no memory contents has an address space all the same.
+
+    Raises Changed if it had one before and has lost it: it exits, and what was read of
+    it so far is of another time.
+    """
+    if not directory.pinned:
+        raise Changed
+    has_mm = cmdline.has_mm(directory)
+    if had_mm and not has_mm:
+        raise Changed
+    return has_mm
+
+
+def _vmas(plan: Plan, directory: Directory, has_mm: bool | None) -> list[bytes]:
+    data = directory.read_mappings(plan.mappings)
+    if not data:
+        if _still(has_mm, directory):
+            # It has an address space, so it has mappings; these were of its last one.
+            raise Changed
+        return []
+    if plan.mappings == "smaps":
+        found = maps.parse_smaps(data, statistics)
+    else:
+        found = maps.parse_maps(data)
+    return maps.records(found, directory)
