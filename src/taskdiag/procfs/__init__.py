@@ -8,6 +8,7 @@ for groups that the running kernel cannot give it.
 from __future__ import annotations
 
 from .engine import ProcfsEngine
+from .reader import open_procfs
 from .task import attributes
 
-__all__ = ("ProcfsEngine", "attributes")
+__all__ = ("ProcfsEngine", "attributes", "open_procfs")

@@ -26,7 +26,9 @@ _ATTEMPTS = 100
 _CMDLINE = int(Attr.CMDLINE)
 
 
-def attributes(pid: int, tid: int | None, show: int, whole: bool = True) -> Answer | None:
+def attributes(
+    pid: int, tid: int | None, show: int, whole: bool = True, root: int | None = None
+) -> Answer | None:
     """The attributes of one task, as types and payloads, and its VMA records.
 
     ``pid`` is the process, ``tid`` the thread, None meaning the leader.  With ``whole``
@@ -37,16 +39,18 @@ def attributes(pid: int, tid: int | None, show: int, whole: bool = True) -> Answ
     >>> [kind for kind, _ in attrs], vmas
     ([0], [])
 
+    ``root`` is a descriptor from `open_procfs`, for callers who ask about many tasks.
     Nobody is asked whether the caller may see the task.  Raises EngineUnavailable, and
     OSError with the path of the file that could not be read.
     """
     leader = tid is None or tid == pid
     where = str(pid) if whole and leader else f"{pid}/task/{tid or pid}"
-    root = open_procfs()
+    proc = open_procfs() if root is None else root
     try:
-        return read_task(root, where, plan_for(show), leader, ask=False)
+        return read_task(proc, where, plan_for(show), leader, ask=False)
     finally:
-        os.close(root)
+        if root is None:
+            os.close(proc)
 
 
 def read_task(root: int, where: str, plan: Plan, leader: bool, ask: bool) -> Answer | None:
