@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ("KINDS", "VMLINUX", "Btf", "BtfError", "NotFound", "parse_path")
+__all__ = ("HEADER", "KINDS", "MAGIC", "VMLINUX", "Btf", "BtfError", "NotFound", "parse_path")
 
 VMLINUX = "/sys/kernel/btf/vmlinux"
 
@@ -53,8 +53,9 @@ KINDS = (
 )
 _NUMBER = {name: number for number, name in enumerate(KINDS)}
 
-_MAGIC = 0xEB9F
-_HEADER = Struct("=HBBIIIII")  # magic, version, flags, hdr_len, type off/len, str off/len
+MAGIC = 0xEB9F
+#: magic, version, flags, header length, offset and length of types and of strings
+HEADER = Struct("=HBBIIIII")
 #: Words of 4 bytes that follow a type's three, and how many follow for each of its vlen.
 _FIXED = {"int": 1, "array": 3, "var": 1, "decl_tag": 1}
 _EACH = {"struct": 3, "union": 3, "enum": 2, "func_proto": 2, "datasec": 3, "enum64": 3}
@@ -69,6 +70,9 @@ _POINTER = 8
 #: No chain of typedefs, qualifiers or arrays in a kernel comes near; a cycle reaches it.
 _DEEPEST = 64
 _LONGEST_PATH = 1000
+_MOST_STEPS = 32
+#: Beyond any C identifier of a kernel (its symbols have 511 characters at most).
+_LONGEST_NAME = 1024
 _LONGEST_DUMP = 20_000
 
 
@@ -92,7 +96,7 @@ def parse_path(path: str) -> list[tuple[str, str]]:
     Raises BtfError for anything else than C member access.
     """
     if len(path) > _LONGEST_PATH:
-        raise BtfError(f"a member path of {len(path)} characters; the longest is {_LONGEST_PATH}")
+        raise BtfError(f"a member path of {len(path)} characters, the most is {_LONGEST_PATH}")
     steps: list[tuple[str, str]] = []
     at, end = 0, len(path)
     operator = "."
@@ -105,6 +109,8 @@ def parse_path(path: str) -> list[tuple[str, str]]:
             wanted = "an index" if operator == "[" else "a member's name"
             raise BtfError(f"member path {path!r}: expected {wanted} at character {start + 1}")
         steps.append((operator, name))
+        if len(steps) > _MOST_STEPS:
+            raise BtfError(f"member path {path!r}: more than {_MOST_STEPS} steps")
         if operator == "[":
             if path[at : at + 1] != "]":
                 raise BtfError(f"member path {path!r}: expected ']' at character {at + 1}")
@@ -359,6 +365,8 @@ class Btf:
         if offset >= len(self._strings):
             raise BtfError(f"name at {offset}, beyond the {len(self._strings)} bytes of strings")
         end = self._strings.index(b"\0", offset)
+        if end - offset > _LONGEST_NAME:
+            raise BtfError(f"name at {offset}: {end - offset} characters long")
         return self._strings[offset:end].decode("ascii", "backslashreplace")
 
     def _named(self, name: str) -> Iterator[int]:
@@ -484,20 +492,16 @@ class Btf:
                 target = self.strip(self._word(self.strip(place.type_id), 2))
                 place = _Place(target)
             elif operator == "->":
-                raise BtfError(f"{path!r}: {trail!r} is no pointer ({self._known_as(place)})")
+                raise BtfError(f"{path!r}: {trail!r} is no pointer ({self.spell(place.type_id)})")
             if operator == "[":
                 self._index_into(place, word, kind, path, trail)
                 trail += f"[{word}]"
+                place.name += f"[{word}]"
             else:
                 self._step_into(place, word, path, trail)
                 trail += (operator if trail else "") + word
-            place.name += (operator if place.name and operator != "[" else "") + (
-                f"[{word}]" if operator == "[" else word
-            )
+                place.name += (operator if place.name else "") + word
         return [*loads, self._describe(place)]
-
-    def _known_as(self, place: _Place) -> str:
-        return self.spell(place.type_id)
 
     def _step_into(self, place: _Place, name: str, path: str, trail: str) -> None:
         owner = self.strip(place.type_id)
@@ -532,7 +536,7 @@ class Btf:
             if index >= count > 1:
                 raise NotFound(f"{path!r}: {trail!r} has {count} elements, none is [{word}]")
         else:
-            raise BtfError(f"{path!r}: {trail!r} is no array ({self._known_as(place)})")
+            raise BtfError(f"{path!r}: {trail!r} is no array ({self.spell(place.type_id)})")
         place.bits += 8 * index * self.size(element)
         place.type_id = element
         place.bit_size = 0
@@ -542,7 +546,7 @@ class Btf:
             index = self.enumerator(word)
         else:
             try:
-                index = int(word, 0)
+                index = int(word, 16 if word[:2] in ("0x", "0X") else 10)
             except ValueError:
                 raise BtfError(f"{path!r}: {word!r} is neither a number nor a name") from None
         if not 0 <= index < 1 << 32:
@@ -742,17 +746,17 @@ class _Printer:
 
 def _sections(blob: bytes) -> tuple[range, range]:
     """Where the types and the strings lie in a blob, checked."""
-    if len(blob) < _HEADER.size:
-        raise BtfError(f"byte 0: {len(blob)} bytes, a BTF header needs {_HEADER.size}")
-    magic, version, _, header, type_at, type_len, str_at, str_len = _HEADER.unpack_from(blob)
+    if len(blob) < HEADER.size:
+        raise BtfError(f"byte 0: {len(blob)} bytes, a BTF header needs {HEADER.size}")
+    magic, version, _, header, type_at, type_len, str_at, str_len = HEADER.unpack_from(blob)
     if magic == 0x9FEB:
         raise BtfError("byte 0: BTF of the other byte order")
-    if magic != _MAGIC:
-        raise BtfError(f"byte 0: magic {magic:#06x}, BTF has {_MAGIC:#06x}")
+    if magic != MAGIC:
+        raise BtfError(f"byte 0: magic {magic:#06x}, BTF has {MAGIC:#06x}")
     if version != 1:
         raise BtfError(f"byte 2: BTF version {version}, expected 1")
-    if header < _HEADER.size:
-        raise BtfError(f"byte 4: a header of {header} bytes, expected {_HEADER.size}")
+    if header < HEADER.size:
+        raise BtfError(f"byte 4: a header of {header} bytes, expected {HEADER.size}")
     types = range(header + type_at, header + type_at + type_len)
     strings = range(header + str_at, header + str_at + str_len)
     if types.stop > len(blob) or type_at & 3 or type_len & 3:
@@ -805,6 +809,7 @@ def _unit(bits: int, bit_size: int, size: int, name: str) -> tuple[int, int, int
 def _nearest(name: str, names: list[str]) -> str:
     from difflib import get_close_matches
 
-    near = get_close_matches(name, names[:5000], 3, 0.5)
+    names = [other for other in names[:2000] if len(other) <= 64]
+    near = get_close_matches(name[:64], names, 3, 0.5)
     near += [other for other in names if name and name in other and other not in near][:3]
     return f"; near it: {', '.join(near[:4])}" if near else ""

@@ -36,6 +36,7 @@ _BTF_HEADER = 24
 #: Answers that the file keeps at most: ten times what all groups and filters together ask.
 _MOST = 2000
 _MOST_BYTES = 1 << 19
+_LONGEST = 8000
 
 
 class Facts:
@@ -97,9 +98,8 @@ class Facts:
         text = self._answer(key, lambda btf: btf.member(type, path).encode())
         try:
             return Member.decode(text)
-        except ValueError:  # a file with a right checksum and a wrong line: ours, but odd
-            self._forget()
-            return self.member(type, path)
+        except ValueError:  # a right checksum and a wrong line: ask again
+            return self.btf.member(type, path)
 
     def path(self, type: str | int, path: str) -> list[Member]:
         """The loads that a path takes."""
@@ -107,8 +107,7 @@ class Facts:
         try:
             return _decode(text)
         except ValueError:
-            self._forget()
-            return self.path(type, path)
+            return self.btf.path(type, path)
 
     def has_member(self, type: str | int, path: str) -> bool:
         """Whether `path` would find it."""
@@ -167,9 +166,6 @@ class Facts:
         except ValueError:
             return {}
 
-    def _forget(self) -> None:
-        self._answers = {}
-
     def _raw(self, key: str, compute: Callable[[Btf], str]) -> str:
         """The answer as it is kept: "=" and what it is, or "!" and why there is none."""
         answer = self._answers.get(key)
@@ -181,8 +177,7 @@ class Facts:
             answer = "=" + compute(self.btf)
         except NotFound as error:
             answer = f"!{error}"
-        # Names in a question or in a blob may be anything; lines are printable.
-        if key.isascii() and (key + answer.replace("\t", "")).isprintable() and answer.isascii():
+        if _keeps(key, answer):
             if not self._fresh:
                 _at_exit(self)
             self._answers[key] = self._fresh[key] = answer
@@ -201,11 +196,16 @@ class Facts:
         try:
             return int(text)
         except ValueError:
-            self._forget()
-            return int(self._answer(key, lambda btf: str(compute(btf))))
+            return compute(self.btf)
 
     def _known(self, key: str, compute: Callable[[Btf], str]) -> bool:
         return self._raw(key, compute)[0] == "="
+
+
+def _keeps(key: str, answer: str) -> bool:
+    """Whether they make one line: names in a question or in a blob may be anything."""
+    line = key + answer.replace("\t", "")
+    return len(line) <= _LONGEST and line.isascii() and line.isprintable()
 
 
 def _encode(members: list[Member]) -> str:
