@@ -177,6 +177,7 @@ class BtfBuilder:
         # With kind_flag an offset word holds the bit-field's size in its top byte.
         flag = any(len(member) > 3 for member in members)
         words: list[int] = []
+        self.string(name)  # first, for strings in the order of the text
         for text, type, offset, *bits in members:
             width = bits[0] if bits else 0
             words += (self.string(str(text)), int(type), int(offset) | int(width) << 24)
