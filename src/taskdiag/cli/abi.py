@@ -1,0 +1,27 @@
+"""``taskdiag abi``: the interface as a C header."""
+
+from __future__ import annotations
+
+from ..cheader import header
+from ..errors import RequestError
+from .output import write
+
+__all__ = ("run",)
+
+_HELP = """\
+usage: taskdiag abi
+
+Print the interface as a C header, to be included by programs that talk to the kernel
+interface, to the service or read saved streams: taskdiag abi > task_diag.h
+"""
+
+
+def run(args: list[str], engine: str | None) -> int:
+    """Run the command; raises RequestError for arguments, OSError."""
+    if args == ["--help"]:
+        write(_HELP.encode())
+        return 0
+    if args:
+        raise RequestError(f"unknown argument {args[0]!r}: taskdiag abi takes none")
+    write(header().encode())
+    return 0

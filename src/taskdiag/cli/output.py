@@ -1,0 +1,43 @@
+"""Standard output, written to directly: nothing is left to flush when the reader goes."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ("write", "write_all")
+
+#: How much to collect before it is written.
+_BLOCK = 1 << 18
+
+
+def write(data: bytes) -> None:
+    """Write all of it.
+
+    Raises BrokenPipeError if nobody reads any more, else OSError, naming the output.
+    """
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[os.write(1, rest) :]
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None
+
+
+def write_all(pieces: Iterable[bytes]) -> bool:
+    """Write pieces in large blocks; says whether there was anything."""
+    held: list[bytes] = []
+    size, some = 0, False
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= _BLOCK:
+            write(b"".join(held))
+            held, size, some = [], 0, True
+    write(b"".join(held))
+    return some or size > 0
