@@ -27,6 +27,7 @@ _MOST = 64
 _STALE_SECONDS = 3600
 
 _FORMAT = b"taskdiag cache 1\n"
+_SEAL = 17
 _SEED = 0x7461736B64696167  # "taskdiag"
 _TEMPORARY = ".new-"
 _OTHERS_WRITE = 0o022
@@ -95,14 +96,15 @@ class Cache:
             return None
         finally:
             os.close(folder)
-        return self._open_seal(key, data)
+        return self._unseal(key, data)
 
     def write(self, key: str, data: bytes) -> bool:
         """Keep ``data`` under that key; False if that cannot be done.
 
         A reader finds the old file or the new, never half of one.
         """
-        sealed = self._seal(key, data)
+        head = self._head(key)
+        sealed = head + self._seal(head, data) + data
         if len(sealed) > BIGGEST:
             return False
         folder = self._open(make=True)
@@ -123,15 +125,17 @@ class Cache:
     def _head(self, key: str) -> bytes:
         return b"%b%b\n%b\n" % (_FORMAT, self._identity, _encoded(key))
 
-    def _seal(self, key: str, data: bytes) -> bytes:
-        head = self._head(key)
-        return b"%b%b\n%b" % (head, source_hash(_SEED, head + data).hex().encode(), data)
+    def _seal(self, head: bytes, data: bytes) -> bytes:
+        """The line that says that ``head`` and ``data`` belong together and are whole."""
+        return source_hash(_SEED, head + source_hash(_SEED, data)).hex().encode() + b"\n"
 
-    def _open_seal(self, key: str, sealed: bytes) -> bytes | None:
+    def _unseal(self, key: str, sealed: bytes) -> bytes | None:
         head = self._head(key)
-        start = len(head) + 17
+        start = len(head) + _SEAL
+        if not sealed.startswith(head):
+            return None
         data = sealed[start:]
-        return data if sealed.startswith(head) and sealed == self._seal(key, data) else None
+        return data if sealed[len(head) : start] == self._seal(head, data) else None
 
     def _open(self, make: bool = False) -> int | None:
         """A descriptor of the directory, if it is to be trusted."""
