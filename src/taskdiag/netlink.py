@@ -27,6 +27,7 @@ __all__ = (
     "LONGEST",
     "attr",
     "attributes",
+    "in_order",
     "messages",
     "pack_task",
     "pack_vma",
@@ -226,3 +227,10 @@ def _whole(data: bytes) -> int:
         if not flags & MSG_FLAG_CONT:
             cut = at
     return cut
+
+
+def in_order(data: bytes) -> bytes:
+    """The same messages in ascending order of pid; those about one task stay together."""
+    found = [(pid, at, end) for at, end, pid, _, _ in messages(data)]
+    found.sort(key=lambda item: item[0])
+    return b"".join([data[at:end] for _, at, end in found])

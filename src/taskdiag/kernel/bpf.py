@@ -1,0 +1,194 @@
+"""The bpf(2) system call: loading programs, creating maps, links and iterators.
+
+Constants and layouts are those of ``union bpf_attr`` (include/uapi/linux/bpf.h).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from struct import Struct, pack_into
+
+from ..errors import TaskdiagError
+from .asm import INSN, Code
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = (
+    "BpfError",
+    "VerifierError",
+    "bpf",
+    "btf_load",
+    "create_iterator",
+    "create_link",
+    "create_map",
+    "load_program",
+    "map_lookup",
+    "map_update",
+)
+
+_NR_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
+
+_MAP_CREATE, _MAP_LOOKUP_ELEM, _MAP_UPDATE_ELEM = 0, 1, 2
+_PROG_LOAD, _BTF_LOAD, _LINK_CREATE, _ITER_CREATE = 5, 18, 28, 33
+
+_PROG_TYPE_TRACING = 26
+_ATTACH_TRACE_ITER = 28
+_F_SLEEPABLE = 1 << 4
+
+MAP_TYPE_ARRAY = 2
+MAP_TYPE_PERCPU_ARRAY = 6
+F_MMAPABLE = 1 << 10
+
+_MAP_ATTR = Struct("=5I")
+_PROG_ATTR = Struct("=IIQQIIQII16sIIIIQIIQIII")
+_LINK_ATTR = Struct("=IIIIQI4x")
+_ITER_ATTR = Struct("=II")
+_ELEM_ATTR = Struct("=I4xQQQ")
+_BTF_ATTR = Struct("=QQIII4x")
+
+# "Dual MIT/GPL" is what license_is_gpl_compatible() (include/linux/license.h) accepts
+# for code under our licence; the tracing helpers are for such programs only.
+_LICENSE = ctypes.create_string_buffer(b"Dual MIT/GPL")
+
+
+class BpfError(TaskdiagError, OSError):
+    """bpf(2) failed; ``errno`` says how."""
+
+
+class VerifierError(BpfError):
+    """The verifier rejected a program.
+
+    ``where`` is the note of the code at fault (a group or a field), ``log`` the
+    verifier's whole log.
+    """
+
+    def __init__(self, errno: int, where: str, log: str) -> None:
+        last = "\n".join(log.strip().splitlines()[-6:])
+        super().__init__(errno, f"the kernel's verifier rejected {where}:\n{last}")
+        self.where = where
+        self.log = log
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+_syscall = ctypes.CDLL(None, use_errno=True).syscall
+_syscall.restype = ctypes.c_long
+_number = _NR_BPF.get(os.uname().machine)
+
+
+def bpf(command: int, attr: bytes | bytearray) -> int:
+    """Make the call; gives its result.  Raises BpfError."""
+    if _number is None:
+        raise BpfError(38, f"bpf(2) has no known number on {os.uname().machine}")
+    buffer = ctypes.create_string_buffer(bytes(attr), len(attr))
+    result: int = _syscall(
+        ctypes.c_long(_number), ctypes.c_int(command), buffer, ctypes.c_uint(len(attr))
+    )
+    if result < 0:
+        code = ctypes.get_errno()
+        raise BpfError(code, os.strerror(code))
+    return result
+
+
+def create_map(kind: int, key_size: int, value_size: int, entries: int, flags: int = 0) -> int:
+    """A new map's descriptor.  Raises BpfError."""
+    return bpf(_MAP_CREATE, _MAP_ATTR.pack(kind, key_size, value_size, entries, flags))
+
+
+def map_lookup(fd: int, key: bytes, size: int) -> bytes:
+    """The value of a key.  Raises BpfError, ENOENT if there is none."""
+    name = ctypes.create_string_buffer(key, len(key))
+    value = ctypes.create_string_buffer(size)
+    bpf(_MAP_LOOKUP_ELEM, _ELEM_ATTR.pack(fd, _address(name), _address(value), 0))
+    return value.raw
+
+
+def map_update(fd: int, key: bytes, value: bytes) -> None:
+    """Set the value of a key.  Raises BpfError."""
+    name = ctypes.create_string_buffer(key, len(key))
+    data = ctypes.create_string_buffer(value, len(value))
+    bpf(_MAP_UPDATE_ELEM, _ELEM_ATTR.pack(fd, _address(name), _address(data), 0))
+
+
+def btf_load(blob: bytes) -> int:
+    """A descriptor for a program's own BTF.  Raises BpfError."""
+    data = ctypes.create_string_buffer(blob, len(blob))
+    return bpf(_BTF_LOAD, _BTF_ATTR.pack(_address(data), 0, len(blob), 0, 0))
+
+
+def load_program(
+    code: Code,
+    attach_btf_id: int,
+    maps: Mapping[str, int],
+    *,
+    sleepable: bool = False,
+    name: bytes = b"taskdiag",
+) -> int:
+    """Load an iterator program; gives its descriptor.
+
+    ``attach_btf_id`` is the BTF id of the iterator's function (``bpf_iter_task``),
+    ``maps`` the descriptors for the maps that the code names.
+
+    Raises VerifierError with the verifier's words, BpfError for anything else.
+    """
+    insns = bytearray(code.insns)
+    for at, wanted in code.maps:
+        pack_into("=i", insns, at * INSN.size + 4, maps[wanted])
+    text = ctypes.create_string_buffer(bytes(insns), len(insns))
+
+    def attr(level: int, log: ctypes.Array[ctypes.c_char] | None) -> bytes:
+        return _PROG_ATTR.pack(
+            _PROG_TYPE_TRACING, len(insns) // INSN.size, _address(text), _address(_LICENSE),
+            level, 0 if log is None else len(log), 0 if log is None else _address(log),
+            0, _F_SLEEPABLE if sleepable else 0, name, 0, _ATTACH_TRACE_ITER,
+            0, 0, 0, 0, 0, 0, 0, attach_btf_id, 0,
+        )  # fmt: skip
+
+    try:
+        return bpf(_PROG_LOAD, attr(0, None))
+    except BpfError as error:
+        # The log is made only when it is needed: it costs more than the check itself.
+        log = ctypes.create_string_buffer(1 << 22)
+        try:
+            return bpf(_PROG_LOAD, attr(1, log))
+        except BpfError:
+            words = log.value.decode("utf-8", "replace")
+            if not words:
+                raise error from None
+            where = code.note_at(_last_insn(words)) or "the program"
+            raise VerifierError(error.errno or 0, where, words) from None
+
+
+def create_link(program: int, tid: int = 0, pid: int = 0) -> int:
+    """Attach an iterator program; ``tid`` or ``pid`` narrow it to a thread or a process."""
+    if not tid and not pid:
+        return bpf(_LINK_CREATE, _LINK_ATTR.pack(program, 0, _ATTACH_TRACE_ITER, 0, 0, 0))
+    # struct bpf_iter_link_info: since Linux kernel commit f0d74c4da1f0 ("bpf:
+    # Parameterize task iterators.") (in v6.1), it can name a task.
+    info = ctypes.create_string_buffer(Struct("=III4x").pack(tid, pid, 0), 16)
+    return bpf(
+        _LINK_CREATE,
+        _LINK_ATTR.pack(program, 0, _ATTACH_TRACE_ITER, 0, _address(info), 16),
+    )
+
+
+def create_iterator(link: int) -> int:
+    """A descriptor to read one run of a link's iterator from."""
+    return bpf(_ITER_CREATE, _ITER_ATTR.pack(link, 0))
+
+
+def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
+    return ctypes.addressof(buffer)
+
+
+def _last_insn(log: str) -> int:
+    """The number of the last instruction that the verifier spoke of."""
+    for line in reversed(log.splitlines()):
+        number, colon, _ = line.partition(":")
+        if colon and number.isdigit():
+            return int(number)
+    return 0

@@ -1,0 +1,75 @@
+"""Command lines, from the task's own memory.
+
+fs/proc/base.c (get_mm_cmdline); needs a sleepable program.
+"""
+
+from __future__ import annotations
+
+from ..abi import Attr
+from .asm import R0, R1, R2, R3, R4, R5
+from .emit import ARENA, MM, TASK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .emit import Emitter
+    from .facts import Facts
+
+__all__ = ("LONGEST", "emit", "missing")
+
+#: The longest message: the iterator's buffer (``PAGE_SIZE << 3``, kernel/bpf/bpf_iter.c).
+LONGEST = 1 << 15
+#: The longest command line taken here; procfs completes the message for longer ones.
+_MOST = LONGEST - 1024
+
+
+def missing(facts: Facts) -> str:
+    """What this kernel lacks for it, "" if nothing."""
+    # Since Linux kernel commit dd6e10fbd9fb ("bpf: Add bpf_copy_from_user_task() helper")
+    # (in v5.18), sleepable programs can read the memory of tasks.
+    if facts.has_enumerator("BPF_FUNC_copy_from_user_task"):
+        return ""
+    return "helper bpf_copy_from_user_task (5.18)"
+
+
+def emit(c: Emitter, at: int) -> None:
+    """Write the attribute at byte ``at`` of the arena and set ``length`` behind it.
+
+    What is not the common case is deferred to procfs: arguments longer than a message,
+    unreadable, or overwritten by setproctitle(3), whose end is elsewhere.
+    """
+    done, empty, defer = c.fresh("cmdline"), c.fresh("empty"), c.fresh("defer")
+    c.follow(R3, MM, "mm_struct", "arg_start")
+    c.follow(R2, MM, "mm_struct", "arg_end")
+    c.jump(">=", R3, R2, empty)
+    c.alu("sub", R2, R3)
+    c.set("args", R2)
+    c.jump(">", R2, _MOST, defer)
+    c.mov(R1, ARENA)
+    c.alu("add", R1, at + 4)
+    c.mov(R4, TASK)
+    c.mov(R5, 0)
+    c.helper("copy_from_user_task")
+    c.jump("!=", R0, 0, defer)
+    c.get(R1, "args")
+    c.jump(">", R1, _MOST, defer)
+    c.mov(R2, ARENA)
+    c.alu("add", R2, R1)
+    # The last byte is not 0: setproctitle() ran over into the environment.
+    c.load(R3, R2, at + 3, 1)
+    c.jump("!=", R3, 0, defer)
+    c.store(R2, at + 4, 0, 4)
+    c.alu("add", R1, 4)
+    c.store(ARENA, at, R1, 2)
+    c.store(ARENA, at + 2, int(Attr.CMDLINE), 2)
+    c.alu("add", R1, at + 3)
+    c.alu("and", R1, 0xFFFC)
+    c.set("length", R1)
+    c.goto(done)
+    c.label(empty)
+    c.store(ARENA, at, 4 | Attr.CMDLINE << 16, 4)
+    c.set("length", at + 4)
+    c.goto(done)
+    c.label(defer)
+    c.defer()
+    c.set("length", at)
+    c.label(done)

@@ -1,0 +1,322 @@
+"""The compiler: a request becomes one iterator program that writes finished messages.
+
+Only the groups asked for are in the program.  Every field of the catalogue
+(:mod:`taskdiag.abi`) says how the kernel reaches it: a path from the task or its mm,
+or one of the functions named in ``FUNCTIONS``, with their arguments.
+"""
+
+from __future__ import annotations
+
+from .. import abi
+from ..abi import NLM_F_MULTI, RESPONSE, Attr, Dump, Show
+from . import cmdline, cred, mm, pid, sched, tty, vma
+from .asm import R0, R1, R2, R3, R4, Code
+from .emit import ARENA, ARENA_LOCALS, FLAGS, MM, SIGNAL, TASK, Emitter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..request import Request
+    from .emit import Host
+    from .facts import Facts
+    from .viewer import Viewer
+
+__all__ = ("FUNCTIONS", "Program", "compile_request", "served")
+
+_HEAD = abi.MSG.size
+_LEN, _SEQ, _PID, _TGID = 0, 8, 16, 20
+
+#: What the ``kernel`` entries of the catalogue may call; each leaves a number in R0.
+FUNCTIONS: dict[str, Callable[[Emitter], None]] = {
+    "hiwater_vm(mm)": mm.hiwater_vm,
+    "lib(mm)": mm.lib,
+    "nice(task)": sched.nice,
+    "parent_nr(task)": pid.parent_nr,
+    "pgrp_nr(task)": pid.pgrp_nr,
+    "pid_nr(task)": pid.pid_nr,
+    "priority(task)": sched.priority,
+    "processor(task)": sched.processor,
+    "session_nr(task)": pid.session_nr,
+    "start_time(task)": sched.start_time,
+    "state(task)": sched.state,
+    "text(mm)": mm.text,
+    "tgid_nr(task)": pid.tgid_nr,
+    "tpgid(task)": tty.tpgid,
+    "tracer_nr(task)": pid.tracer_nr,
+    "tty_nr(task)": tty.tty_nr,
+}
+
+#: And what they may wrap around a path.
+CONVERSIONS: dict[str, Callable[[Emitter], None]] = {
+    "clock_t": sched.clock_t,
+    "gid": cred.gid,
+    "uid": cred.uid,
+}
+
+# In the order of the message.  STATM is last of the fixed ones: a task without memory
+# has none, and then the message just ends before it.
+_ORDER = (Attr.BASE, Attr.CRED, Attr.STAT, Attr.TTY, Attr.SCHED, Attr.STATM)
+
+
+class Program:
+    """A compiled request.
+
+    ``code`` goes to the kernel; ``sleepable`` and ``arena`` say how: a program with an
+    arena has state, so one run of it at a time.
+    """
+
+    __slots__ = ("arena", "code", "sleepable")
+
+    def __init__(self, code: Code, *, sleepable: bool, arena: bool) -> None:
+        self.code = code
+        self.sleepable = sleepable
+        self.arena = arena
+
+
+def served(facts: Facts, *, threads: bool = False) -> dict[Show, str]:
+    """Which groups this kernel serves by BPF, and for the others why not.
+
+    The value is "" for a group that is served, else what is missing; ``threads`` asks
+    for thread strategies, which need no sums over a process.
+    """
+    answer = dict.fromkeys(Show, "")
+    answer[Show.STAT] = "" if threads else sched.missing(facts)
+    answer[Show.STATM] = mm.missing(facts)
+    answer[Show.CMDLINE] = cmdline.missing(facts)
+    answer[Show.VMA] = vma.missing(facts)
+    answer[Show.VMA_STAT] = "a page walk, which BPF has not"
+    return answer
+
+
+def compile_request(
+    request: Request, facts: Facts, viewer: Viewer, host: Host
+) -> Program:
+    """Make the program for a request, all of whose groups must be `served`.
+
+    ``host`` must have ``per_cpu`` for STATM, ``special_ops`` and ``gate`` for VMA.
+    """
+    show = request.show
+    sleepable = bool(show & Show.CMDLINE)
+    arena = bool(show & (Show.CMDLINE | Show.VMA))
+    groups = [attr for attr in _ORDER if show & (1 << attr)]
+    offsets: dict[Attr, int] = {}
+    at = _HEAD
+    for attr in groups:
+        offsets[attr] = at + 4
+        at += 4 + abi.GROUPS[attr].size
+    c = Emitter(facts, viewer, threads=request.threads, size=at, arena=arena, host=host)
+
+    _prologue(c, request)
+    _header(c, request.seq)
+    # What these groups reach is freed behind RCU's back in a program that may sleep,
+    # unless it says otherwise: since Linux kernel commit 9bb00b2895cb ("bpf: Add kfunc
+    # bpf_rcu_read_lock/unlock()") (in v6.2) it can.
+    lock = sleepable and facts.has("func", "bpf_rcu_read_lock")
+    if lock:
+        c.kfunc("bpf_rcu_read_lock")
+    for attr in groups:
+        if attr != Attr.STATM:
+            _attribute(c, attr, offsets[attr])
+    if lock:
+        c.kfunc("bpf_rcu_read_unlock")
+    fixed = offsets[Attr.STATM] - 4 if Attr.STATM in offsets else at
+    with_mm = bool(show & (Show.STATM | Show.CMDLINE | Show.VMA))
+    if with_mm:
+        c.note("mm")
+        mm.load_mm(c)
+        c.jump("==", MM, 0, "no mm")
+        c.set("tries", 2)
+        c.label("mm")
+        if Attr.STATM in offsets:
+            _attribute(c, Attr.STATM, offsets[Attr.STATM])
+        if arena:
+            c.set("length", at)
+        if show & Show.CMDLINE:
+            c.note("cmdline")
+            cmdline.emit(c, at)
+        if show & Show.VMA:
+            c.note("vma")
+            vma.emit(c)
+        _settle_mm(c)
+    _identity(c, offsets.get(Attr.BASE))
+    c.note("write")
+    if arena:
+        c.get(R3, "length")
+        # The bounds of the length are lost on the stack; the verifier wants them here.
+        c.jump(">", R3, cmdline.LONGEST, "skip")
+        c.put(_LEN, R3, 4)
+        c.write(R3)
+    else:
+        c.put(_LEN, at, 4)
+        c.write(at)
+    c.goto("skip")
+    if with_mm:
+        c.label("no mm")
+        _identity(c, offsets.get(Attr.BASE))
+        c.put(_LEN, fixed, 4)
+        c.write(fixed)
+    c.label("skip")
+    c.mov(R0, 0)
+    c.exit()
+    if show & Show.STAT:
+        c.note("stat.utime")
+        sched.mul_div(c)
+    return Program(c.assemble(), sleepable=sleepable, arena=arena)
+
+
+def _prologue(c: Emitter, request: Request) -> None:
+    """Take the context apart and leave when the task is none that was asked for."""
+    facts = c.facts
+    c.note("context")
+    c.load(TASK, R1, facts.member("bpf_iter__task", "task").offset)
+    c.jump("==", TASK, 0, "skip")
+    c.load(R2, R1, facts.member("bpf_iter__task", "meta").offset)
+    c.load(R2, R2, facts.member("bpf_iter_meta", "seq").offset)
+    c.set("seq", R2)
+    c.load(SIGNAL, TASK, facts.member("task_struct", "signal").offset)
+    if c.arena:
+        c.map_value(ARENA, "arena", ARENA_LOCALS)
+    if not request.threads:
+        c.note("group leaders")
+        c.follow(R1, TASK, "task_struct", "pid")
+        c.follow(R2, TASK, "task_struct", "tgid")
+        c.jump("!=", R1, R2, "skip", bits=32)
+    if request.strategy == Dump.CHILDREN:
+        c.note("children")
+        pid.parent_nr(c)
+        c.mov(R1, request.pid)
+        c.jump("!=", R0, R1, "skip")
+
+
+def _header(c: Emitter, seq: int) -> None:
+    c.note("nlmsghdr")
+    c.put(4, RESPONSE | NLM_F_MULTI << 16, 4)
+    c.put(_SEQ, _imm(seq), 4)
+    c.put(12, 0, 4)
+    c.put(FLAGS, 0, 4)
+
+
+def _identity(c: Emitter, base: int | None) -> None:
+    """Put the task's own numbers, last: a task reaped meanwhile has none, and is left out."""
+    group = abi.BASE
+    for name, off in (("pid", _PID), ("tgid", _TGID)):
+        c.note(f"base.{name}")
+        FUNCTIONS[group[name].kernel](c)
+        c.jump("==", R0, 0, "skip")
+        if base is not None:
+            c.put(base + group[name].offset, R0, 4)
+        c.put(off, R0, 4)
+
+
+def _settle_mm(c: Emitter) -> None:
+    """Read again if the task changed its memory (exec, exit) while we read it."""
+    c.note("mm")
+    c.load(R1, TASK, c.facts.member("task_struct", "mm").offset)
+    c.jump("==", R1, MM, "settled")
+    c.mov(MM, R1)
+    c.jump("==", MM, 0, "no mm")
+    c.get(R1, "tries")
+    c.alu("sub", R1, 1)
+    c.set("tries", R1)
+    c.jump("!=", R1, 0, "mm")
+    c.label("settled")
+
+
+def _attribute(c: Emitter, attr: Attr, at: int) -> None:
+    """One fixed group: its header, then its fields in order."""
+    group = abi.GROUPS[attr]
+    name = attr.name.lower()
+    c.note(name)
+    c.put(at - 4, 4 + group.size | attr << 16, 4)
+    done: set[str] = set()
+    if attr == Attr.STAT:
+        fields = {n: at + group[n].offset for n in ("minflt", "majflt", "utime", "stime")}
+        sched.totals(c, *fields.values())
+        c.note("stat.utime")
+        sched.adjust(c, fields["utime"], fields["stime"])
+        done = set(fields)
+    if attr == Attr.STATM:
+        done = _statm(c, group, at)
+    if attr == Attr.BASE:
+        done = {"pid", "tgid"}
+    end = 0
+    for field in group.fields:
+        if field.offset > end:
+            c.put(at + end, 0, field.offset - end)
+        end = field.offset + field.size
+        if field.name not in done:
+            c.note(f"{name}.{field.name}")
+            _field(c, field, at + field.offset)
+    _pad(c, at + end, group.size - end)
+
+
+def _pad(c: Emitter, at: int, count: int) -> None:
+    """Nothing that the stack held before may leave the kernel."""
+    for index in range(count):
+        c.put(at + index, 0, 1)
+
+
+def _statm(c: Emitter, group: abi.Group, at: int) -> set[str]:
+    """The counters, and what is computed from them."""
+    counters = {
+        field.kernel[len("mm_counter(") : -1]: at + field.offset
+        for field in group.fields
+        if field.kernel.startswith("mm_counter(")
+    }
+    mm.read_counters(c, counters)
+    for name, function in (("total_rss", mm.rss), ("hiwater_rss", mm.hiwater_rss)):
+        function(c, counters)
+        c.put(at + group[name].offset, R0, 8)
+    return {f.name for f in group.fields if f.kernel.startswith("mm_counter(")} | {
+        "total_rss", "hiwater_rss",
+    }  # fmt: skip
+
+
+def _field(c: Emitter, field: abi.Field, at: int) -> None:
+    """One field, from its expression in the catalogue."""
+    text = field.kernel
+    if text.isdigit():
+        c.put(at, int(text), field.size)
+        return
+    function = FUNCTIONS.get(text)
+    if function is not None:
+        function(c)
+        c.put(at, R0, field.size)
+        return
+    outer, bracket, rest = text.partition("(")
+    if bracket:
+        c.follow_expression(R0, rest[:-1])
+        CONVERSIONS[outer](c)
+        c.put(at, R0, field.size)
+        return
+    _copy(c, field, at)
+
+
+def _copy(c: Emitter, field: abi.Field, at: int) -> None:
+    """A field that is a member as it stands."""
+    root, _, path = field.kernel.partition("->")
+    base, struct = {"task": (TASK, "task_struct"), "mm": (MM, "mm_struct")}[root]
+    if path.startswith("signal->"):
+        base, struct, path = SIGNAL, "signal_struct", path[len("signal->") :]
+    *hops, last = c.facts.path(struct, path)
+    for hop in hops:
+        c.load(R4, base, hop.offset)
+        base = R4
+    if last.size <= 8 and last.size >= field.size:
+        c.load(R0, base, last.offset, last.size)
+        if last.size > field.size and field.size == 4:
+            c.alu("mov", R0, R0, bits=32)
+        c.put(at, R0, field.size)
+        return
+    if last.size < field.size:
+        c.load(R0, base, last.offset, last.size)
+        c.put(at, R0, field.size)
+        return
+    for index in range(0, field.size, 8):
+        c.load(R0, base, last.offset + index, 8)
+        c.put(at + index, R0, 8)
+
+
+def _imm(value: int) -> int:
+    return value - (1 << 32) if value & 0x80000000 else value

@@ -1,0 +1,47 @@
+"""Credentials: user and group ids in the viewer's user namespace.
+
+kernel/cred.c, kernel/user_namespace.c.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .emit import Emitter
+
+from .asm import R0
+
+__all__ = ("gid", "uid")
+
+
+def uid(c: Emitter) -> None:
+    """``from_kuid_munged()``: R0 from the kernel's number to the viewer's."""
+    _translate(c, c.viewer.uid_map, c.viewer.overflow_uid)
+
+
+def gid(c: Emitter) -> None:
+    """``from_kgid_munged()``: R0 from the kernel's number to the viewer's."""
+    _translate(c, c.viewer.gid_map, c.viewer.overflow_gid)
+
+
+def _translate(c: Emitter, extents: tuple[tuple[int, int, int], ...] | None, overflow: int) -> None:
+    """``map_id_up()``: an id that no extent holds becomes the overflow id."""
+    if extents is None:
+        return
+    done = c.fresh("id")
+    for inside, outside, count in extents:
+        other = c.fresh("extent")
+        # 32-bit jumps compare with what the immediate's low half says.
+        c.jump("<", R0, _imm(outside), other, bits=32)
+        c.jump(">", R0, _imm(outside + count - 1), other, bits=32)
+        c.alu("add", R0, _imm(inside - outside), bits=32)
+        c.goto(done)
+        c.label(other)
+    c.mov(R0, overflow)
+    c.label(done)
+
+
+def _imm(value: int) -> int:
+    """A u32 as the signed immediate that has the same 32 bits."""
+    value &= 0xFFFFFFFF
+    return value - (1 << 32) if value & 0x80000000 else value

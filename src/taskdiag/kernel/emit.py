@@ -1,0 +1,230 @@
+"""What every kernel subject needs to emit code: member loads, locals, the message under way.
+
+The registers of an iterator program, all through:
+
+    R6  the task               R8  its signal_struct
+    R7  its mm, 0 if none      R9  the arena, where the program has one
+    R0 to R5 are scratch: a call, and every function of the subject modules, may
+    lose them.  A function that computes a number leaves it in R0.
+"""
+
+from __future__ import annotations
+
+from .asm import R0, R1, R2, R3, R6, R7, R8, R9, R10, Assembler, Reg
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .facts import Facts
+    from .viewer import Viewer
+
+__all__ = ("ARENA", "ARENA_LOCALS", "ARENA_SIZE", "FLAGS", "FRAME", "HELPERS", "Host", "MM", "SIGNAL", "TASK", "Emitter")
+
+TASK, MM, SIGNAL, ARENA = R6, R7, R8, R9
+
+#: Bytes of the stack kept for locals; the message takes the rest of the 512.
+FRAME = 64
+
+#: Bytes of the arena: locals; a message of at most 32 KiB (the iterator's buffer); behind
+#: it, room for one path more.
+ARENA_SIZE = 48 << 10
+#: Where the message starts in the arena; R9 points there.
+ARENA_LOCALS = 64
+
+#: ``enum bpf_func_id`` (include/uapi/linux/bpf.h)
+HELPERS = {
+    "probe_read_kernel": 113,
+    "probe_read_kernel_str": 115,
+    "seq_write": 127,
+    "d_path": 147,
+    "copy_from_user_task": 191,
+    "map_lookup_percpu_elem": 195,
+}
+
+_IN_ARENA = ("length", "first")
+
+#: Where ``task_diag_msg.flags`` lies in a message.
+FLAGS = 24
+
+_ROOTS = {
+    "task": (TASK, "task_struct"),
+    "mm": (MM, "mm_struct"),
+    "signal": (SIGNAL, "signal_struct"),
+}
+
+
+class Host:
+    """What programs need to know of the running system besides its types.
+
+    ``per_cpu`` is ``__per_cpu_offset[]`` of the possible CPUs, ``special_ops`` the
+    address of ``special_mapping_vmops``, ``gate`` the record of the gate VMA (b"" if
+    there is none).  Each is asked for only by requests that need it.
+    """
+
+    __slots__ = ("gate", "per_cpu", "special_ops")
+
+    def __init__(
+        self, per_cpu: tuple[int, ...] = (), special_ops: int = 0, gate: bytes = b""
+    ) -> None:
+        self.per_cpu = per_cpu
+        self.special_ops = special_ops
+        self.gate = gate
+
+
+class Emitter(Assembler):
+    """An assembler that knows the running kernel's types and the message being built.
+
+    ``threads`` says that messages are per thread.  ``size`` is that of the fixed part
+    of the message, which lies on the stack, or at the start of the arena with
+    ``arena``.  ``host`` is what no type information tells.
+    """
+
+    def __init__(
+        self,
+        facts: Facts,
+        viewer: Viewer,
+        *,
+        threads: bool,
+        size: int,
+        arena: bool,
+        host: Host,
+    ) -> None:
+        super().__init__()
+        self.facts = facts
+        self.viewer = viewer
+        self.threads = threads
+        self.arena = arena
+        self.host = host
+        self._out, self._start = (ARENA, 0) if arena else (R10, -(FRAME + (size + 7 & ~7)))
+        self._locals: dict[str, int] = {}
+        self._used = 0
+
+    # --- Locals ---------------------------------------------------------------
+
+    def local(self, name: str, size: int = 8) -> int:
+        """The frame offset of a local, made when it is first named."""
+        if name not in self._locals:
+            self._used += size
+            if self._used > (512 if self.arena else FRAME):
+                raise AssertionError(f"no room for local {name}")
+            self._locals[name] = -self._used
+        return self._locals[name]
+
+    def get(self, dst: Reg, name: str) -> None:
+        """``dst`` = a local."""
+        base, at = self._place(name)
+        self.load(dst, base, at)
+
+    def set(self, name: str, src: int) -> None:
+        """A local = ``src``."""
+        base, at = self._place(name)
+        self.store(base, at, src)
+
+    def _place(self, name: str) -> tuple[Reg, int]:
+        # What a loop advances lies in the arena: the verifier forgets what it knew of
+        # numbers there, and so sees that one more turn of the loop brings nothing new.
+        if name in _IN_ARENA:
+            return ARENA, -8 * (1 + _IN_ARENA.index(name))
+        return R10, self.local(name)
+
+    # --- The kernel's structures -------------------------------------------------
+
+    def follow(self, dst: Reg, base: Reg, struct: str, path: str) -> int:
+        """``dst = base->path``, through every pointer on the way; gives the value's size.
+
+        What a pointer that leads nowhere points at reads as 0.
+        """
+        *hops, last = self.facts.path(struct, path)
+        for hop in hops:
+            self.load(dst, base, hop.offset)
+            base = dst
+        self.load(dst, base, last.offset, last.size)
+        return last.size
+
+    def follow_expression(self, dst: Reg, expression: str) -> int:
+        """The same for an expression from one of the roots, ``task->signal->cutime``."""
+        root, _, path = expression.partition("->")
+        base, struct = _ROOTS[root]
+        if path.startswith("signal->") and root == "task":
+            base, struct, path = SIGNAL, "signal_struct", path[8:]
+        return self.follow(dst, base, struct, path)
+
+    def kfunc(self, name: str) -> None:
+        """Call a kernel function by name."""
+        self.call_kfunc(self.facts.type_id("func", name))
+
+    def helper(self, name: str) -> None:
+        """Call a helper by name."""
+        self.call(HELPERS[name])
+
+    # --- The message ---------------------------------------------------------------
+
+    def put(self, off: int, src: int, size: int) -> None:
+        """Write ``src`` (a register, or an immediate) at ``off`` of the message.
+
+        The stack takes aligned stores only, so what is not aligned there is written in
+        pieces, and the register is lost.
+        """
+        at = self._start + off
+        if self.arena or not at % size:
+            self.store(self._out, at, src, size)
+            return
+        piece = 4 if size == 8 and not at % 4 else 1
+        for index in range(0, size, piece):
+            if not isinstance(src, Reg):
+                self.store(self._out, at + index, src >> 8 * index & (1 << 8 * piece) - 1, piece)
+                continue
+            self.store(self._out, at + index, src, piece)
+            if index + piece < size:
+                self.alu("rsh", src, 8 * piece)
+
+    def take(self, dst: Reg, off: int, size: int) -> None:
+        """Read back a number of the message, written whole."""
+        at = self._start + off
+        if self.arena or not at % size:
+            self.load(dst, self._out, at, size)
+        else:
+            # Only ever a u64 that put() wrote as two halves.
+            self.load(dst, self._out, at + 4, 4)
+            self.alu("lsh", dst, 32)
+            self.load(R3, self._out, at, 4)
+            self.alu("or", dst, R3)
+
+    def address(self, dst: Reg, off: int) -> None:
+        """``dst`` = the address of ``off`` of the message."""
+        self.mov(dst, self._out)
+        if self._start + off:
+            self.alu("add", dst, self._start + off)
+
+    def defer(self) -> None:
+        """Leave the rest of this task's message to procfs, and let the reader know."""
+        self.put(FLAGS, -(1 << 31), 4)
+        self.map_value(R1, "deferred")
+        self.load(R2, R1, 0)
+        self.alu("add", R2, 1)
+        self.store(R1, 0, R2)
+
+    def write(self, length: int) -> None:
+        """Hand the message to the reader; ``length`` is a register (R3) or a constant."""
+        if not (isinstance(length, Reg) and length == R3):
+            self.mov(R3, length)
+        self.address(R2, 0)
+        self.get(R1, "seq")
+        self.helper("seq_write")
+
+    def at_least(self, dst: Reg, other: Reg) -> None:
+        """``dst = max(dst, other)`` for unsigned numbers."""
+        done = self.fresh("at_least")
+        self.jump(">=", dst, other, done)
+        self.mov(dst, other)
+        self.label(done)
+
+    def not_negative(self, dst: Reg) -> None:
+        """``dst = max(dst, 0)`` for signed numbers."""
+        done = self.fresh("not_negative")
+        self.jump("s>=", dst, 0, done)
+        self.mov(dst, 0)
+        self.label(done)
+
+    def result(self, value: int) -> None:
+        """``R0 = value``, for code that reads as an expression."""
+        self.mov(R0, value)

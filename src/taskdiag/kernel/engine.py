@@ -1,0 +1,270 @@
+"""The kernel engine: loads the program for a request and reads the iterator.
+
+A loaded program is kept for the next request of the same shape.  Nothing outlives
+the process: no pinned object, and what the descriptors held goes when they are closed.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+
+from ..abi import Dump, Show
+from ..errors import EngineUnavailable, NoSuchProcess
+from ..request import Request
+from . import bpf, mm, probe, vma
+from .compile import compile_request, served
+from .emit import ARENA_SIZE, Host
+from .facts import Facts
+from .viewer import INIT_PID_NS, Viewer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .compile import Program
+
+__all__ = ("KernelEngine", "Loaded")
+
+#: What one read(2) may return: the iterator's buffer is 8 pages.
+_READ = 1 << 16
+#: Loaded programs that are kept, besides those in use.
+_KEPT = 16
+
+
+class Loaded:
+    """A program in the kernel, with the maps that it needs.  Freed by `close`."""
+
+    def __init__(self, program: Program, facts: Facts) -> None:
+        self.program = program
+        self.fd = -1
+        self._maps: dict[str, int] = {}
+        self.deferred: mmap.mmap | None = None
+        try:
+            if any(name == probe.PERCPU_MAP for _, name in program.code.maps):
+                self._maps[probe.PERCPU_MAP] = bpf.create_map(bpf.MAP_TYPE_PERCPU_ARRAY, 4, 8, 1)
+            if program.arena:
+                self._maps["arena"] = bpf.create_map(bpf.MAP_TYPE_ARRAY, 4, ARENA_SIZE, 1)
+                self._maps["deferred"] = bpf.create_map(
+                    bpf.MAP_TYPE_ARRAY, 4, 8, 1, bpf.F_MMAPABLE
+                )
+                self.deferred = mmap.mmap(
+                    self._maps["deferred"], mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ
+                )
+            self.fd = bpf.load_program(
+                program.code,
+                facts.type_id("func", "bpf_iter_task"),
+                self._maps,
+                sleepable=program.sleepable,
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def count(self) -> bytes:
+        """How many messages were left to procfs so far, as an opaque value."""
+        return b"" if self.deferred is None else self.deferred[:8]
+
+    def iterate(self, tid: int = 0, pid: int = 0) -> int:
+        """A descriptor to read one run from, over all tasks or those of a thread or process."""
+        link = bpf.create_link(self.fd, tid, pid)
+        try:
+            return bpf.create_iterator(link)
+        finally:
+            os.close(link)
+
+    def close(self) -> None:
+        """Give the program and its maps back."""
+        if self.deferred is not None:
+            self.deferred.close()
+            self.deferred = None
+        for fd in (self.fd, *self._maps.values()):
+            if fd >= 0:
+                os.close(fd)
+        self.fd, self._maps = -1, {}
+
+
+class KernelEngine:
+    """Answers requests by BPF iterators.
+
+    >>> from taskdiag import Request, Show
+    >>> sum(len(chunk) for chunk in KernelEngine().stream(Request(Show.BASE)))
+    7600
+
+    ``insist`` refuses requests whose groups this kernel cannot serve by BPF, where
+    otherwise procfs serves just those.
+
+    Raises EngineUnavailable where BPF is not to be had.
+    """
+
+    name = "kernel"
+
+    def __init__(self, *, insist: bool = False) -> None:
+        self._insist = insist
+        self._facts = Facts.live()
+        self._viewer: Viewer | None = None
+        self._host = Host()
+        self._idle: dict[object, list[Loaded]] = {}
+
+    def stream(self, request: Request) -> Iterator[bytes]:
+        """The answer, in chunks of whole processes.
+
+        The program is loaded and the iterator made before this returns, so what the
+        kernel refuses is raised here: EngineUnavailable, NoSuchProcess, VerifierError.
+        """
+        elsewhere = self._elsewhere(request)
+        inside = request
+        if elsewhere:
+            inside = Request(request.show & ~elsewhere, request.strategy, request.pid, request.seq)
+        if request.strategy == Dump.CHILDREN:
+            self._require(request.pid)
+        key, loaded = self._load(inside)
+        try:
+            fd = loaded.iterate(**_narrowed(request))
+        except BaseException:
+            loaded.close()
+            raise
+        chunks = self._read(key, loaded, fd, request, elsewhere)
+        if request.strategy in (Dump.ONE, Dump.THREAD):
+            return _present(chunks, request)
+        return chunks
+
+    def _elsewhere(self, request: Request) -> Show:
+        """The groups that procfs must serve, with VMA wherever VMA_STAT lies in it."""
+        lacking = served(self._facts, threads=request.threads)
+        missing = Show(0)
+        for group, why in lacking.items():
+            if request.show & group and why:
+                missing |= group
+                if self._insist and group != Show.VMA_STAT:
+                    raise EngineUnavailable(
+                        errno.EOPNOTSUPP,
+                        f"this kernel cannot serve {str(group.name).lower()} by BPF: "
+                        f"it lacks {why}",
+                    )
+        return missing | Show.VMA if missing & Show.VMA_STAT else missing
+
+    def _require(self, pid: int) -> None:
+        """Raises NoSuchProcess unless the process is there."""
+        for _ in self.stream(Request(Show(0), Dump.ONE, pid)):
+            pass
+
+    def _load(self, request: Request) -> tuple[object, Loaded]:
+        """A loaded program for a request: one that lies idle, or a new one."""
+        pid = request.pid if request.strategy == Dump.CHILDREN else 0
+        narrow = request.strategy if request.strategy == Dump.CHILDREN else request.threads
+        key = (int(request.show), narrow, pid, request.seq)
+        idle = self._idle.get(key)
+        if idle:
+            return key, idle.pop()
+        self._ask_about(request.show)
+        program = compile_request(request, self._facts, self._view(), self._host)
+        return key, self._insert(program)
+
+    def _ask_about(self, show: Show) -> None:
+        """Find out what programs for these groups need to know of the host."""
+        host = self._host
+        if show & Show.VMA and not host.special_ops:
+            (host.special_ops,) = self._ask(probe.special_ops(self._facts))
+            host.gate = vma.gate_record()
+        if show & Show.STATM and not host.per_cpu:
+            base, *areas = self._ask(probe.per_cpu_areas(self._facts, mm.possible_cpus()))
+            host.per_cpu = tuple(area - base & 0xFFFFFFFFFFFFFFFF for area in areas if area)
+
+    def _insert(self, program: Program) -> Loaded:
+        try:
+            return Loaded(program, self._facts)
+        except bpf.VerifierError:
+            raise
+        except bpf.BpfError as error:
+            raise EngineUnavailable(error.errno, _refusal(error)) from None
+
+    def _view(self) -> Viewer:
+        """The viewer that this process is: iterators walk its pid namespace."""
+        if self._viewer is None:
+            try:
+                inode = os.stat("/proc/self/ns/pid").st_ino
+            except OSError:
+                inode = 0
+            self._viewer = Viewer() if inode == INIT_PID_NS else self._probe_pid_ns()
+        return self._viewer
+
+    def _probe_pid_ns(self) -> Viewer:
+        """Ask the kernel how deep this process' pid namespace lies."""
+        level, inode = self._ask(probe.pid_namespace(self._facts))
+        return Viewer(level, inode)
+
+    def _ask(self, program: Program) -> tuple[int, ...]:
+        """Run a program that writes u64 about this process' main thread, once."""
+        loaded = self._insert(program)
+        try:
+            fd = loaded.iterate(tid=os.getpid())
+            try:
+                data = os.read(fd, 4096)
+            finally:
+                os.close(fd)
+        finally:
+            loaded.close()
+        return tuple(
+            int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)
+        )
+
+    def _read(
+        self, key: object, loaded: Loaded, fd: int, request: Request, elsewhere: Show
+    ) -> Iterator[bytes]:
+        whole = False
+        try:
+            before = loaded.count()
+            while True:
+                try:
+                    data = os.read(fd, _READ)
+                except BlockingIOError:
+                    # A long way without a task to show: the kernel pauses to be polite.
+                    continue
+                if not data:
+                    break
+                after = loaded.count()
+                if elsewhere or after != before:
+                    from .merge import complete
+
+                    before = after
+                    data = complete(data, request, elsewhere)
+                if data:
+                    yield data
+            whole = True
+        finally:
+            os.close(fd)
+            idle = self._idle.setdefault(key, [])
+            if whole and len(self._idle) <= _KEPT and not idle:
+                idle.append(loaded)
+            else:
+                loaded.close()
+
+
+def _narrowed(request: Request) -> dict[str, int]:
+    if request.strategy == Dump.ONE:
+        return {"tid": request.pid}
+    if request.strategy == Dump.THREAD:
+        return {"pid": request.pid}
+    return {}
+
+
+def _present(chunks: Iterator[bytes], request: Request) -> Iterator[bytes]:
+    """The same chunks; NoSuchProcess now if there are none, and threads in order."""
+    data = b"".join(chunks)
+    if not data:
+        raise NoSuchProcess(request.pid)
+    if request.strategy == Dump.THREAD:
+        from ..netlink import in_order
+
+        data = in_order(data)
+    return iter((data,))
+
+
+def _refusal(error: bpf.BpfError) -> str:
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return "the kernel engine needs CAP_BPF and CAP_PERFMON (or root): see taskdiag doctor"
+    if error.errno == errno.ENOSYS:
+        return "the kernel engine needs bpf(2), which this kernel lacks"
+    return f"the kernel refused to load a program: {os.strerror(error.errno or 0)}"

@@ -1,0 +1,146 @@
+"""Memory of a process: counters, peaks and sizes in pages.
+
+fs/proc/task_mmu.c (task_mem), include/linux/mm.h.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .asm import R0, R1, R2
+from .emit import MM, TASK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .emit import Emitter
+    from .facts import Facts
+
+__all__ = (
+    "PF_KTHREAD",
+    "hiwater_rss",
+    "hiwater_vm",
+    "lib",
+    "load_mm",
+    "missing",
+    "possible_cpus",
+    "read_counters",
+    "rss",
+    "text",
+)
+
+PF_KTHREAD = 0x00200000
+
+_PAGE_SHIFT = os.sysconf("SC_PAGE_SIZE").bit_length() - 1
+_COUNTERS = ("MM_ANONPAGES", "MM_FILEPAGES", "MM_SHMEMPAGES", "MM_SWAPENTS")
+
+
+def possible_cpus() -> int:
+    """One more than the highest possible CPU number (``nr_cpu_ids``)."""
+    try:
+        with open("/sys/devices/system/cpu/possible", "rb", 0) as file:
+            last = file.read(4096).strip().split(b",")[-1].split(b"-")[-1]
+            return int(last) + 1
+    except (OSError, ValueError):
+        return os.sysconf("SC_NPROCESSORS_CONF")
+
+
+def load_mm(c: Emitter) -> None:
+    """``get_task_mm()``: R7 = the task's memory, 0 for kernel threads and the dead."""
+    user = c.fresh("user")
+    c.follow(R1, TASK, "task_struct", "flags")
+    c.load(MM, TASK, c.facts.member("task_struct", "mm").offset)
+    # A kernel thread may borrow the memory of a user's process (kthread_use_mm()).
+    c.alu("and", R1, PF_KTHREAD)
+    c.jump("==", R1, 0, user)
+    c.mov(MM, 0)
+    c.label(user)
+
+
+def _percpu(facts: Facts) -> bool:
+    # Since Linux kernel commit f1a7941243c1 ("mm: convert mm's rss stats into
+    # percpu_counter") (in v6.2), the counters have a part per CPU.
+    return facts.has_member("mm_struct", "rss_stat[0].counters")
+
+
+def missing(facts: Facts) -> str:
+    """What this kernel lacks for the counters, "" if nothing."""
+    # Since Linux kernel commit fd264ca02094 ("bpf: Add a kfunc to type cast from bpf
+    # uapi ctx to kernel ctx", and its sibling for read-only casts) (in v6.2).
+    if _percpu(facts) and not facts.has("func", "bpf_rdonly_cast"):
+        return "kfunc bpf_rdonly_cast (6.2)"
+    return ""
+
+
+def read_counters(c: Emitter, offsets: dict[str, int]) -> None:
+    """Put the counters (``get_mm_counter_sum()``) at these offsets of the message."""
+    if not _percpu(c.facts):
+        for name in _COUNTERS:
+            c.follow(R0, MM, "mm_struct", f"rss_stat.count[{name}]")
+            c.not_negative(R0)
+            c.put(offsets[name], R0, 8)
+        return
+    atomic = c.facts.member("signal_struct", "live").type_id
+    for name in _COUNTERS:
+        c.follow(R0, MM, "mm_struct", f"rss_stat[{name}].count")
+        c.put(offsets[name], R0, 8)
+        for distance in c.host.per_cpu:
+            c.follow(R1, MM, "mm_struct", f"rss_stat[{name}].counters")
+            c.mov(R2, distance)
+            c.alu("add", R1, R2)
+            c.mov(R2, atomic)
+            c.kfunc("bpf_rdonly_cast")
+            c.load(R1, R0, 0, 4)
+            c.alu("lsh", R1, 32)
+            c.alu("arsh", R1, 32)
+            c.take(R2, offsets[name], 8)
+            c.alu("add", R2, R1)
+            c.put(offsets[name], R2, 8)
+    for name in _COUNTERS:
+        c.take(R0, offsets[name], 8)
+        c.not_negative(R0)
+        c.put(offsets[name], R0, 8)
+
+
+def rss(c: Emitter, offsets: dict[str, int]) -> None:
+    """``get_mm_rss()`` from the counters in the message."""
+    c.take(R0, offsets["MM_ANONPAGES"], 8)
+    for name in ("MM_FILEPAGES", "MM_SHMEMPAGES"):
+        c.take(R1, offsets[name], 8)
+        c.alu("add", R0, R1)
+
+
+def hiwater_rss(c: Emitter, offsets: dict[str, int]) -> None:
+    """``get_mm_hiwater_rss()``"""
+    rss(c, offsets)
+    c.follow(R1, MM, "mm_struct", "hiwater_rss")
+    c.at_least(R0, R1)
+
+
+def hiwater_vm(c: Emitter) -> None:
+    """``get_mm_hiwater_vm()``"""
+    c.follow(R0, MM, "mm_struct", "hiwater_vm")
+    c.follow(R1, MM, "mm_struct", "total_vm")
+    c.at_least(R0, R1)
+
+
+def text(c: Emitter) -> None:
+    """The program text: from start_code to end_code, but no more than is executable."""
+    small = c.fresh("text")
+    c.follow(R0, MM, "mm_struct", "end_code")
+    c.alu("add", R0, (1 << _PAGE_SHIFT) - 1)
+    c.alu("rsh", R0, _PAGE_SHIFT)
+    c.follow(R1, MM, "mm_struct", "start_code")
+    c.alu("rsh", R1, _PAGE_SHIFT)
+    c.alu("sub", R0, R1)
+    c.follow(R1, MM, "mm_struct", "exec_vm")
+    c.jump("<=", R0, R1, small)
+    c.mov(R0, R1)
+    c.label(small)
+
+
+def lib(c: Emitter) -> None:
+    """What is executable besides the program text."""
+    text(c)
+    c.follow(R1, MM, "mm_struct", "exec_vm")
+    c.alu("sub", R1, R0)
+    c.mov(R0, R1)

@@ -1,0 +1,142 @@
+"""Small programs that ask the kernel about the caller itself, before the request's own.
+
+Each is run for one thread of the caller and writes u64 numbers.
+"""
+
+from __future__ import annotations
+
+from .asm import R0, R1, R2, R3, R6, R8, R9, R10, Assembler
+from .compile import Program
+from .emit import HELPERS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .facts import Facts
+
+__all__ = ("PERCPU_MAP", "per_cpu_areas", "pid_namespace", "special_ops")
+
+#: The name by which `per_cpu_areas` refers to a map of type BPF_MAP_TYPE_PERCPU_ARRAY.
+PERCPU_MAP = "percpu"
+
+# Of the frame: the number passed, the seq_file, an iterator.
+_SPACE = 24
+
+
+def pid_namespace(facts: Facts) -> Program:
+    """Writes the level of the task's pid namespace and its inode number."""
+    member = facts.member
+    a = _Probe(facts)
+    a.load(R8, R6, member("task_struct", "thread_pid").offset)
+    a.load(R0, R8, member("pid", "level").offset, 4)
+    a.write(R0)
+    # The verifier wants constant offsets in a structure, and the level is not: so the
+    # number is copied from wherever in the array it is.
+    a.load(R9, R8, member("pid", "level").offset, 4)
+    a.alu("mul", R9, facts.size(facts.type_id("struct", "upid")))
+    a.alu("add", R8, member("pid", "numbers").offset + member("upid", "ns").offset)
+    a.mov(R3, R8)
+    a.alu("add", R3, R9)
+    a.copy(8)
+    a.load(R3, R10, -8)
+    a.alu("add", R3, member("pid_namespace", "ns.inum").offset)
+    a.store(R10, -8, 0)
+    a.copy(4)
+    a.load(R0, R10, -8)
+    a.write(R0)
+    return a.program()
+
+
+def special_ops(facts: Facts) -> Program:
+    """Writes the address of ``special_mapping_vmops`` (mm/vma.c), 0 if it is not found.
+
+    The symbol is static, but the vdso is mapped with it, and our mm says where that is.
+    """
+    member = facts.member
+    a = _Probe(facts)
+    a.load(R3, R6, member("task_struct", "mm").offset)
+    a.alu("add", R3, member("mm_struct", "context.vdso").offset)
+    a.copy(8)
+    a.load(R8, R10, -8)
+    a.mov(R9, 0)
+    a.iterator()
+    a.mov(R2, R6)
+    a.mov(R3, R8)
+    a.call_kfunc(facts.type_id("func", "bpf_iter_task_vma_new"))
+    a.iterator()
+    a.call_kfunc(facts.type_id("func", "bpf_iter_task_vma_next"))
+    a.jump("==", R0, 0, "none")
+    a.load(R1, R0, member("vm_area_struct", "vm_start").offset)
+    a.jump("!=", R1, R8, "none")
+    a.load(R9, R0, member("vm_area_struct", "vm_ops").offset)
+    a.label("none")
+    a.iterator()
+    a.call_kfunc(facts.type_id("func", "bpf_iter_task_vma_destroy"))
+    a.write(R9)
+    return a.program()
+
+
+def per_cpu_areas(facts: Facts, cpus: int) -> Program:
+    """Writes the ``void __percpu *`` of a per-CPU map's value, then its address per CPU.
+
+    The differences are the kernel's ``__per_cpu_offset[]``, which has no other way out:
+    per-CPU variables are known to BPF by name only where kallsyms has data symbols.
+    0 stands for a CPU that cannot be.
+    """
+    a = _Probe(facts)
+    array = facts.member("bpf_array", "pptrs").offset + 8
+    a.mov(R1, R10)
+    a.alu("add", R1, -_SPACE - array)
+    a.mov(R2, array)
+    a.map(R3, PERCPU_MAP)
+    a.call(HELPERS["probe_read_kernel"])
+    a.load(R0, R10, -_SPACE - 8)
+    a.write(R0)
+    for cpu in range(cpus):
+        a.store(R10, -8, 0)
+        a.map(R1, PERCPU_MAP)
+        a.mov(R2, R10)
+        a.alu("add", R2, -8)
+        a.mov(R3, cpu)
+        a.call(HELPERS["map_lookup_percpu_elem"])
+        a.write(R0)
+    return a.program()
+
+
+class _Probe(Assembler):
+    """R6 = the task; the eight bytes below the frame's end pass numbers."""
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__()
+        self.load(R6, R1, facts.member("bpf_iter__task", "task").offset)
+        self.jump("==", R6, 0, "end")
+        self.load(R2, R1, facts.member("bpf_iter__task", "meta").offset)
+        self.load(R2, R2, facts.member("bpf_iter_meta", "seq").offset)
+        self.store(R10, -16, R2)
+
+    def write(self, number: int) -> None:
+        """Hand a number to the reader."""
+        self.store(R10, -8, number)
+        self.load(R1, R10, -16)
+        self.mov(R2, R10)
+        self.alu("add", R2, -8)
+        self.mov(R3, 8)
+        self.call(HELPERS["seq_write"])
+
+    def copy(self, size: int) -> None:
+        """Copy ``size`` bytes from the kernel's R3."""
+        self.mov(R1, R10)
+        self.alu("add", R1, -8)
+        self.mov(R2, size)
+        self.call(HELPERS["probe_read_kernel"])
+
+    def iterator(self) -> None:
+        """R1 = a ``struct bpf_iter_task_vma``."""
+        self.mov(R1, R10)
+        self.alu("add", R1, -24)
+
+    def program(self) -> Program:
+        """The program, finished."""
+        self.label("end")
+        self.mov(R0, 0)
+        self.exit()
+        return Program(self.assemble(), sleepable=False, arena=False)

@@ -1,0 +1,364 @@
+"""State, times, faults and priorities of tasks.
+
+fs/proc/array.c, kernel/sched/cputime.c, include/linux/sched.h.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .asm import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10
+from .emit import SIGNAL, TASK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .emit import Emitter
+    from .facts import Facts
+
+__all__ = (
+    "adjust",
+    "clock_t",
+    "missing",
+    "mul_div",
+    "nice",
+    "priority",
+    "processor",
+    "start_time",
+    "state",
+    "totals",
+)
+
+# include/linux/sched.h; macros, so BTF does not have them.
+TASK_UNINTERRUPTIBLE = 0x2
+TASK_REPORT = 0x7F
+TASK_IDLE = 0x402
+TASK_RTLOCK_WAIT = 0x1000
+TASK_FROZEN = 0x8000
+TASK_REPORT_IDLE = 0x80
+
+_NSEC_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+_TRIES = 4
+
+
+def state(c: Emitter) -> None:
+    """``task_state_index()``: R0 = the state, as the contract numbers it."""
+    # Since Linux kernel commit 2f064a59a11f ("sched: Change task_struct::state") (in
+    # v5.14), the state is named "__state".
+    member = "__state" if c.facts.has_member("task_struct", "__state") else "state"
+    c.follow(R1, TASK, "task_struct", member)
+    c.follow(R2, TASK, "task_struct", "exit_state")
+    c.alu("or", R2, R1)
+    c.alu("and", R2, TASK_REPORT)
+
+    done, idle, waits = c.fresh("state"), c.fresh("idle"), c.fresh("waits")
+    # A lock of PREEMPT_RT and the freezer count as uninterruptible sleep; since Linux
+    # kernel commit f5d39b020809 ("freezer,sched: Rewrite core freezer logic") (in v6.1)
+    # the latter has a state of its own.
+    c.jump("&", R1, TASK_RTLOCK_WAIT | TASK_FROZEN, waits)
+    c.alu("and", R1, TASK_IDLE)
+    c.jump("!=", R1, TASK_IDLE, idle)
+    c.mov(R2, TASK_REPORT_IDLE)
+    c.goto(idle)
+    c.label(waits)
+    c.mov(R2, TASK_UNINTERRUPTIBLE)
+    c.label(idle)
+    # fls(): the number of the highest bit, from 1; 0 for none.
+    for index in range(8, 0, -1):
+        c.mov(R0, index)
+        c.jump(">=", R2, 1 << (index - 1), done)
+    c.mov(R0, 0)
+    c.label(done)
+
+
+def missing(facts: Facts) -> str:
+    """What this kernel lacks to sum over the threads of a process, "" if nothing."""
+    # Since Linux kernel commit c68a78ffe2cb ("bpf: Introduce task open coded iterator
+    # kfuncs") (in v6.7), a program can walk them.
+    return "" if facts.has("func", "bpf_iter_task_new") else "kfunc bpf_iter_task_new (6.7)"
+
+
+def totals(c: Emitter, minflt: int, majflt: int, utime: int, stime: int) -> None:
+    """Put faults and unscaled times at these offsets of the message, run time in ``rtime``.
+
+    Those of the task itself for thread strategies; else of the whole process: what
+    dead threads left in signal_struct, plus the live threads.
+    """
+    dead = ("min_flt", "maj_flt", "utime", "stime", "sum_sched_runtime")
+    live = ("min_flt", "maj_flt", "utime", "stime", "se.sum_exec_runtime")
+    offsets = (minflt, majflt, utime, stime)
+    if c.threads:
+        for member, off in zip(live, offsets, strict=False):
+            c.follow(R1, TASK, "task_struct", member)
+            c.put(off, R1, 8)
+        c.follow(R1, TASK, "task_struct", live[-1])
+        c.set("rtime", R1)
+        return
+
+    many, done = c.fresh("many"), c.fresh("totals")
+    c.follow(R1, SIGNAL, "signal_struct", "nr_threads")
+    c.jump("!=", R1, 1, many)
+    for index, off in enumerate(offsets):
+        c.follow(R1, SIGNAL, "signal_struct", dead[index])
+        c.follow(R2, TASK, "task_struct", live[index])
+        c.alu("add", R1, R2)
+        c.put(off, R1, 8)
+    c.follow(R1, SIGNAL, "signal_struct", dead[-1])
+    c.follow(R2, TASK, "task_struct", live[-1])
+    c.alu("add", R1, R2)
+    c.set("rtime", R1)
+    c.goto(done)
+
+    # A thread that exits moves its numbers into signal_struct: under stats_lock, whose
+    # sequence says whether that happened in between.
+    c.label(many)
+    again, last = c.fresh("again"), c.fresh("last")
+    sequence = "stats_lock.seqcount.seqcount.sequence"
+    c.set("tries", _TRIES)
+    c.label(again)
+    c.follow(R1, SIGNAL, "signal_struct", sequence)
+    c.set("sequence", R1)
+    for member, off in zip(dead, offsets, strict=False):
+        c.follow(R1, SIGNAL, "signal_struct", member)
+        c.put(off, R1, 8)
+    c.follow(R1, SIGNAL, "signal_struct", dead[-1])
+    c.set("rtime", R1)
+    _each_thread(c, live, offsets)
+    c.get(R1, "tries")
+    c.alu("sub", R1, 1)
+    c.jump("==", R1, 0, last)
+    c.set("tries", R1)
+    c.follow(R2, SIGNAL, "signal_struct", sequence)
+    c.get(R3, "sequence")
+    c.jump("!=", R2, R3, again)
+    c.jump("&", R2, 1, again)
+    c.label(last)
+    c.label(done)
+
+
+def _each_thread(c: Emitter, members: tuple[str, ...], offsets: tuple[int, ...]) -> None:
+    """Add the members of every live thread to what is in the message."""
+    loop, end = c.fresh("thread"), c.fresh("threads")
+    iterator = c.local("iterator", 24)
+
+    def argument() -> None:
+        c.mov(R1, R10)
+        c.alu("add", R1, iterator)
+
+    argument()
+    c.mov(R2, TASK)
+    c.mov(R3, c.facts.enumerator("BPF_TASK_ITER_PROC_THREADS"))
+    c.kfunc("bpf_iter_task_new")
+    c.label(loop)
+    argument()
+    c.kfunc("bpf_iter_task_next")
+    c.jump("==", R0, 0, end)
+    for member, off in zip(members, offsets, strict=False):
+        c.take(R1, off, 8)
+        c.follow(R2, R0, "task_struct", member)
+        c.alu("add", R1, R2)
+        c.put(off, R1, 8)
+    c.get(R1, "rtime")
+    c.follow(R2, R0, "task_struct", members[-1])
+    c.alu("add", R1, R2)
+    c.set("rtime", R1)
+    c.goto(loop)
+    c.label(end)
+    argument()
+    c.kfunc("bpf_iter_task_destroy")
+
+
+def adjust(c: Emitter, utime: int, stime: int) -> None:
+    """``cputime_adjust()``: scale the times at these offsets, in clock ticks.
+
+    The scheduler knows exactly how long a task ran, the tick only samples in which
+    mode: the sum is the former, its division the latter's, and neither part has ever
+    been shown smaller than it was (``prev_cputime``).
+    """
+    base, struct = (TASK, "task_struct") if c.threads else (SIGNAL, "signal_struct")
+    store, previous, update = c.fresh("store"), c.fresh("previous"), c.fresh("update")
+
+    # R6 to R8 hold the program's pointers, so the numbers live in R1 (stime) and
+    # R2 (utime), R4 and R5 (the same, as they were last shown) and the local rtime.
+    c.follow(R4, base, struct, "prev_cputime.stime")
+    c.follow(R5, base, struct, "prev_cputime.utime")
+    c.get(R2, "rtime")
+    c.mov(R1, R4)
+    c.alu("add", R1, R5)
+    c.jump(">=", R1, R2, previous)
+    c.take(R1, stime, 8)
+    c.jump("==", R1, 0, update)
+    # R3 is scratch of take(), so the sampled utime comes second.
+    c.take(R0, utime, 8)
+    c.get(R2, "rtime")
+    scaled = c.fresh("scaled")
+    c.jump("!=", R0, 0, scaled)
+    c.mov(R1, R2)
+    c.goto(update)
+    c.label(scaled)
+    c.mov(R3, R1)
+    c.alu("add", R3, R0)
+    c.call_local("mul_div")
+    c.mov(R1, R0)
+    c.follow(R4, base, struct, "prev_cputime.stime")
+    c.follow(R5, base, struct, "prev_cputime.utime")
+    c.label(update)
+    # R1 = stime, to be at least R4; utime = rtime - stime, to be at least R5.
+    c.get(R3, "rtime")
+    c.at_least(R1, R4)
+    c.mov(R2, R3)
+    c.alu("sub", R2, R1)
+    c.jump(">=", R2, R5, store)
+    c.mov(R2, R5)
+    c.mov(R1, R3)
+    c.alu("sub", R1, R2)
+    c.goto(store)
+    c.label(previous)
+    c.mov(R1, R4)
+    c.mov(R2, R5)
+    c.label(store)
+    for register, off in ((R1, stime), (R2, utime)):
+        c.alu("div", register, _NSEC_PER_TICK)
+        c.put(off, register, 8)
+
+
+def mul_div(c: Emitter) -> None:
+    """The subprogram ``mul_u64_u64_div_u64()``: R0 = R1 * R2 / R3, exactly.
+
+    For R1 <= R3, as in a division into parts; else R2, so that it is never more.
+    The product has 128 bits; the division is Hacker's Delight's divlu.
+    """
+    c.label("mul_div")
+    no, wide = "mul_div.no", "mul_div.wide"
+    c.jump("==", R3, 0, no)
+    c.jump(">", R1, R3, no)
+    # R4 and R5: the upper and the lower half of R1 * R2, by halves of 32 bits.
+    c.mov(R6, R1)
+    c.alu("rsh", R6, 32)
+    c.mov(R7, R2)
+    c.alu("rsh", R7, 32)
+    c.alu("mov", R8, R1, bits=32)
+    c.alu("mov", R9, R2, bits=32)
+    c.mov(R5, R8)
+    c.alu("mul", R5, R9)  # low * low
+    c.alu("mul", R8, R7)  # low * high
+    c.alu("mul", R9, R6)  # high * low
+    c.alu("mul", R6, R7)  # high * high
+    c.alu("rsh", R5, 32)
+    for column in (R8, R9):
+        c.alu("mov", R4, column, bits=32)
+        c.alu("add", R5, R4)
+        c.alu("rsh", column, 32)
+        c.alu("add", R6, column)
+    c.alu("rsh", R5, 32)
+    c.mov(R4, R6)
+    c.alu("add", R4, R5)
+    c.mov(R5, R1)
+    c.alu("mul", R5, R2)
+    c.jump("!=", R4, 0, wide)
+    c.mov(R0, R5)
+    c.alu("div", R0, R3)
+    c.exit()
+    c.label(no)
+    c.mov(R0, R2)
+    c.exit()
+
+    # Shift until the divisor's top bit is set; R4 < R3, so nothing is lost.
+    c.label(wide)
+    c.jump(">=", R4, R3, no)
+    for shift in (32, 16, 8, 4, 2, 1):
+        shifted = c.fresh("shifted")
+        c.mov(R6, R3)
+        c.alu("rsh", R6, 64 - shift)
+        c.jump("!=", R6, 0, shifted)
+        c.alu("lsh", R3, shift)
+        c.alu("lsh", R4, shift)
+        c.mov(R6, R5)
+        c.alu("rsh", R6, 64 - shift)
+        c.alu("or", R4, R6)
+        c.alu("lsh", R5, shift)
+        c.label(shifted)
+    c.mov(R6, R3)
+    c.alu("rsh", R6, 32)
+    c.alu("mov", R7, R3, bits=32)
+    c.mov(R1, R5)
+    c.alu("rsh", R1, 32)
+    _digit(c)
+    c.store(R10, -8, R0)
+    # The remainder: R4 * 2**32 + R1 - R0 * R3, which fits.
+    c.alu("lsh", R4, 32)
+    c.alu("add", R4, R1)
+    c.alu("mul", R0, R3)
+    c.alu("sub", R4, R0)
+    c.alu("mov", R1, R5, bits=32)
+    _digit(c)
+    c.load(R1, R10, -8)
+    c.alu("lsh", R1, 32)
+    c.alu("add", R0, R1)
+    c.exit()
+
+
+def _digit(c: Emitter) -> None:
+    """One step of the division: R0 = (R4 * 2**32 + R1) / (R6 * 2**32 + R7), of 32 bits.
+
+    R2, R8 and R9 are lost.
+    """
+    done = c.fresh("digit")
+    c.mov(R0, R4)
+    c.alu("div", R0, R6)
+    c.mov(R8, R0)
+    c.alu("mul", R8, R6)
+    c.mov(R2, R4)
+    c.alu("sub", R2, R8)
+    # The estimate is at most 2 too large.
+    for _ in range(2):
+        less = c.fresh("less")
+        c.mov(R8, R0)
+        c.alu("rsh", R8, 32)
+        c.jump("!=", R8, 0, less)
+        c.mov(R8, R0)
+        c.alu("mul", R8, R7)
+        c.mov(R9, R2)
+        c.alu("lsh", R9, 32)
+        c.alu("add", R9, R1)
+        c.jump("<=", R8, R9, done)
+        c.label(less)
+        c.alu("sub", R0, 1)
+        c.alu("add", R2, R6)
+        c.mov(R8, R2)
+        c.alu("rsh", R8, 32)
+        c.jump("!=", R8, 0, done)
+    c.label(done)
+
+
+def clock_t(c: Emitter) -> None:
+    """``nsec_to_clock_t()``: R0 from nanoseconds to clock ticks."""
+    c.alu("div", R0, _NSEC_PER_TICK)
+
+
+def start_time(c: Emitter) -> None:
+    """When the task was started, in clock ticks since boot, as /proc/PID/stat has it."""
+    # Since Linux kernel commit cf25e24db61c ("time: Rename tsk->real_start_time to
+    # ->start_boottime") (in v5.5), it is named start_boottime.
+    new = c.facts.has_member("task_struct", "start_boottime")
+    c.follow(R0, TASK, "task_struct", "start_boottime" if new else "real_start_time")
+    clock_t(c)
+
+
+def nice(c: Emitter) -> None:
+    """``task_nice()``"""
+    c.follow(R0, TASK, "task_struct", "static_prio")
+    c.alu("sub", R0, 120)
+
+
+def priority(c: Emitter) -> None:
+    """``task_prio()``"""
+    c.follow(R0, TASK, "task_struct", "prio")
+    c.alu("sub", R0, 100)
+
+
+def processor(c: Emitter) -> None:
+    """``task_cpu()``"""
+    # Since Linux kernel commit bcf9033e5449 ("sched: move CPU field back into
+    # thread_info if THREAD_INFO_IN_TASK=y") (in v5.16), it is in thread_info.
+    new = c.facts.has_member("task_struct", "thread_info.cpu")
+    c.follow(R0, TASK, "task_struct", "thread_info.cpu" if new else "cpu")

@@ -1,0 +1,321 @@
+"""Memory mappings, with the names that /proc/PID/maps shows.
+
+fs/proc/task_mmu.c (show_map_vma), include/linux/mm.h (VM_* bits).
+"""
+
+from __future__ import annotations
+
+import os
+from struct import Struct
+
+from .. import abi
+from ..abi import Attr, VmaFlag
+from .asm import R0, R1, R2, R3, R4, R5, R7, R8, R10
+from .cmdline import LONGEST
+from .emit import ARENA, MM, SIGNAL, TASK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .emit import Emitter
+    from .facts import Facts
+
+__all__ = ("emit", "gate_record", "missing")
+
+_PAGE_SHIFT = os.sysconf("SC_PAGE_SIZE").bit_length() - 1
+_NAME = abi.VMA.size
+_PATH_MAX = 4096
+_COMM_MAX = 80
+
+# include/linux/mm.h, include/linux/fs.h, arch/x86/include/asm/mmu.h; macros.
+FMODE_BACKING = 1 << 25
+MM_CONTEXT_HAS_VSYSCALL = 1 << 1
+
+# From the kernel's VM_* bits to the ABI's numbering: shift right, then keep these.
+_FLAG_MOVES = (
+    (0, 0x1FF),
+    (1, VmaFlag.PFNMAP | VmaFlag.LOCKED | VmaFlag.IO | VmaFlag.SEQ_READ | VmaFlag.RAND_READ
+        | VmaFlag.DONTCOPY | VmaFlag.DONTEXPAND),
+    (2, VmaFlag.ACCOUNT | VmaFlag.NORESERVE | VmaFlag.HUGETLB),
+    (3, VmaFlag.ARCH_1),
+    (4, VmaFlag.DONTDUMP | VmaFlag.SOFTDIRTY | VmaFlag.MIXEDMAP | VmaFlag.HUGEPAGE
+        | VmaFlag.NOHUGEPAGE | VmaFlag.MERGEABLE),
+)  # fmt: skip
+
+# R7 and R8 hold the record being written and the VMA while the mappings are walked.
+_RECORD, _VMA = R7, R8
+
+
+def missing(facts: Facts) -> str:
+    """What this kernel lacks for it, "" if nothing."""
+    # Since Linux kernel commit 4ac454682158 ("bpf: Introduce task_vma open-coded
+    # iterator kfuncs") (in v6.7), a program can walk the mappings of a task.
+    if not facts.has("func", "bpf_iter_task_vma_new"):
+        return "kfunc bpf_iter_task_vma_new (6.7)"
+    if not facts.has_member("mm_struct", "context.vdso"):
+        return "mm_struct::context.vdso"
+    return ""
+
+
+def gate_record() -> bytes:
+    """The record of the gate VMA ([vsyscall]), which is in no mm; b"" without one.
+
+    Where it lies and what it allows is the same for every process of a host.
+    """
+    try:
+        with open("/proc/self/maps", "rb", 0) as file:
+            maps = b"".join(iter(lambda: file.read(1 << 16), b""))
+    except OSError:
+        return b""
+    line = maps[maps.rfind(b"\n", 0, -1) + 1 :].split()
+    if len(line) != 6 or line[5] != b"[vsyscall]":
+        return b""
+    start, _, end = line[0].partition(b"-")
+    perms = sum(
+        int(flag)
+        for letter, flag in ((b"r", VmaFlag.READ), (b"w", VmaFlag.WRITE), (b"x", VmaFlag.EXEC))
+        if letter in line[1]
+    )
+    name = b"[vsyscall]\0"
+    length = _NAME + len(name) + 7 & ~7
+    head = abi.VMA.struct.pack(
+        int(start, 16), int(end, 16), perms, 0, 0, 0, 0, 0, length, _NAME, len(name), 0, 0
+    )
+    return (head + name).ljust(length, b"\0")
+
+
+def _iterator(c: Emitter, at: int) -> None:
+    c.mov(R1, R10)
+    c.alu("add", R1, at)
+
+
+def emit(c: Emitter) -> None:
+    """Write the attribute at ``length`` of the arena and move ``length`` behind it.
+
+    Deferred to procfs: more mappings than a message holds, files whose name is not
+    that of what is mapped (overlayfs), memory that is locked for writing right now.
+    """
+    loop, end, defer, close = "vma", "vma end", "vma defer", "vma close"
+    named, nameless = "vma named", "vma nameless"
+    it = c.local("iterator", 24)
+    c.set("mm", MM)
+    c.get(R1, "length")
+    c.set("first", R1)
+    c.alu("add", R1, 4)
+    c.set("length", R1)
+    _iterator(c, it)
+    c.mov(R2, TASK)
+    c.mov(R3, 0)
+    c.kfunc("bpf_iter_task_vma_new")
+    c.jump("!=", R0, 0, defer)
+
+    c.label(loop)
+    _iterator(c, it)
+    c.kfunc("bpf_iter_task_vma_next")
+    c.jump("==", R0, 0, end)
+    c.mov(_VMA, R0)
+    c.get(R1, "length")
+    c.jump(">", R1, LONGEST, defer)
+    c.mov(_RECORD, ARENA)
+    c.alu("add", _RECORD, R1)
+    _fixed(c)
+    c.follow(R1, _VMA, "vm_area_struct", "vm_file")
+    c.jump("!=", R1, 0, "vma file")
+    _anonymous_name(c, named)
+    c.goto(nameless)
+    c.label("vma file")
+    _file(c, defer)
+
+    # R0 = the length of the name with its NUL; it lies behind the structure.
+    c.label(named)
+    c.jump("s<=", R0, 0, nameless)
+    c.jump(">", R0, _PATH_MAX, defer)
+    c.store(_RECORD, abi.VMA["name_off"].offset, _NAME, 2)
+    c.store(_RECORD, abi.VMA["name_len"].offset, R0, 2)
+    c.mov(R1, _RECORD)
+    c.alu("add", R1, R0)
+    c.store(R1, _NAME, 0)
+    c.alu("add", R0, _NAME + 7)
+    c.alu("and", R0, 0xFFF8)
+    c.goto("vma next")
+    c.label(nameless)
+    c.mov(R0, _NAME)
+    c.label("vma next")
+    c.store(_RECORD, abi.VMA["vma_len"].offset, R0, 2)
+    c.get(R1, "length")
+    c.alu("add", R1, R0)
+    c.jump(">", R1, LONGEST, defer)
+    c.set("length", R1)
+    c.goto(loop)
+
+    c.label(defer)
+    c.defer()
+    c.get(R1, "first")
+    c.set("length", R1)
+    _destroy(c, it)
+    c.goto(close)
+
+    c.label(end)
+    _destroy(c, it)
+    _gate(c)
+    # No mapping at all: no attribute.
+    c.get(R1, "length")
+    c.get(R2, "first")
+    c.alu("sub", R1, R2)
+    c.jump(">", R2, LONGEST, close)
+    c.mov(R3, ARENA)
+    c.alu("add", R3, R2)
+    c.store(R3, 0, R1, 2)
+    c.store(R3, 2, int(Attr.VMA), 2)
+    c.jump("!=", R1, 4, close)
+    c.set("length", R2)
+    c.label(close)
+    c.get(MM, "mm")
+    c.load(SIGNAL, TASK, c.facts.member("task_struct", "signal").offset)
+
+
+def _destroy(c: Emitter, it: int) -> None:
+    _iterator(c, it)
+    c.kfunc("bpf_iter_task_vma_destroy")
+
+
+def _fixed(c: Emitter) -> None:
+    """The addresses and flags; everything else 0."""
+    for field, member in (("start", "vm_start"), ("end", "vm_end")):
+        c.follow(R0, _VMA, "vm_area_struct", member)
+        c.store(_RECORD, abi.VMA[field].offset, R0)
+    c.follow(R0, _VMA, "vm_area_struct", "vm_flags")
+    c.mov(R1, 0)
+    for shift, mask in _FLAG_MOVES:
+        c.mov(R2, R0)
+        c.alu("rsh", R2, shift)
+        c.alu("and", R2, int(mask))
+        c.alu("or", R1, R2)
+    c.store(_RECORD, abi.VMA["vm_flags"].offset, R1)
+    for at in range(abi.VMA["pgoff"].offset, abi.VMA.size, 8):
+        c.store(_RECORD, at, 0)
+
+
+def _file(c: Emitter, defer: str) -> None:
+    """Offset, device, inode and path of the file in R1; R0 = the path's length."""
+    # Since Linux kernel commit def3ae83da02 ("fs: store real path instead of fake path
+    # in backing file f_path") (in v6.8), a stacking file system maps files whose path
+    # is not the user's.
+    if c.facts.has_member("backing_file", "user_path"):
+        c.follow(R2, R1, "file", "f_mode")
+        c.jump("&", R2, FMODE_BACKING, defer)
+    c.follow(R2, _VMA, "vm_area_struct", "vm_pgoff")
+    c.alu("lsh", R2, _PAGE_SHIFT)
+    c.store(_RECORD, abi.VMA["pgoff"].offset, R2)
+    c.follow(R2, R1, "file", "f_inode")
+    c.follow(R3, R2, "inode", "i_ino")
+    c.store(_RECORD, abi.VMA["inode"].offset, R3)
+    c.follow(R3, R2, "inode", "i_generation")
+    c.store(_RECORD, abi.VMA["generation"].offset, R3, 4)
+    c.follow(R3, R2, "inode", "i_sb->s_dev")
+    c.mov(R4, R3)
+    c.alu("rsh", R4, 20)
+    c.store(_RECORD, abi.VMA["major"].offset, R4, 4)
+    c.alu("and", R3, 0xFFFFF)
+    c.store(_RECORD, abi.VMA["minor"].offset, R3, 4)
+    c.alu("add", R1, c.facts.member("file", "f_path").offset)
+    c.mov(R2, _RECORD)
+    c.alu("add", R2, _NAME)
+    c.mov(R3, _PATH_MAX)
+    c.helper("d_path")
+    # A path longer than PATH_MAX.
+    c.jump("s<", R0, 0, defer)
+
+
+def _anonymous_name(c: Emitter, named: str) -> None:
+    """Go to ``named`` with the name of a mapping without a file, if it has one."""
+    word, plain = c.local("word"), c.fresh("plain")
+    c.follow(R1, _VMA, "vm_area_struct", "vm_ops")
+    c.mov(R2, c.host.special_ops)
+    c.jump("!=", R1, R2, plain)
+    c.follow(R3, _VMA, "vm_area_struct", "vm_private_data")
+    c.alu("add", R3, c.facts.member("vm_special_mapping", "name").offset)
+    c.mov(R1, R10)
+    c.alu("add", R1, word)
+    c.mov(R2, 8)
+    c.helper("probe_read_kernel")
+    c.load(R3, R10, word)
+    c.mov(R1, _RECORD)
+    c.alu("add", R1, _NAME)
+    c.mov(R2, _COMM_MAX)
+    c.helper("probe_read_kernel_str")
+    c.goto(named)
+
+    c.label(plain)
+    c.get(R4, "mm")
+    c.follow(R1, _VMA, "vm_area_struct", "vm_start")
+    c.follow(R2, _VMA, "vm_area_struct", "vm_end")
+    other = c.fresh("heap")
+    c.follow(R3, R4, "mm_struct", "brk")
+    c.jump(">=", R1, R3, other)
+    c.follow(R3, R4, "mm_struct", "start_brk")
+    c.jump("<=", R2, R3, other)
+    _literal(c, b"[heap]", named)
+    c.label(other)
+    other = c.fresh("stack")
+    c.follow(R3, R4, "mm_struct", "start_stack")
+    c.jump(">", R1, R3, other)
+    c.jump("<", R2, R3, other)
+    _literal(c, b"[stack]", named)
+    c.label(other)
+    # Since Linux kernel commit 9a10064f5625 ("mm: add a field to store names for
+    # private anonymous memory") (in v5.17), and if configured, prctl(2) gives names.
+    if c.facts.has_member("vm_area_struct", "anon_name"):
+        _given_name(c, named)
+
+
+def _given_name(c: Emitter, named: str) -> None:
+    """``[anon:NAME]``"""
+    none = c.fresh("anon")
+    c.follow(R3, _VMA, "vm_area_struct", "anon_name")
+    c.jump("==", R3, 0, none)
+    c.alu("add", R3, c.facts.member("anon_vma_name", "name").offset)
+    prefix = b"[anon:"
+    c.store(_RECORD, _NAME, int.from_bytes(prefix[:4], "little"), 4)
+    c.store(_RECORD, _NAME + 4, int.from_bytes(prefix[4:], "little"), 2)
+    c.mov(R1, _RECORD)
+    c.alu("add", R1, _NAME + len(prefix))
+    c.mov(R2, _COMM_MAX)
+    c.helper("probe_read_kernel_str")
+    c.jump("s<=", R0, 0, none)
+    c.jump(">", R0, _COMM_MAX, none)
+    c.mov(R1, _RECORD)
+    c.alu("add", R1, R0)
+    c.store(R1, _NAME + len(prefix) - 1, ord("]"), 2)
+    c.alu("add", R0, len(prefix) + 1)
+    c.goto(named)
+    c.label(none)
+
+
+def _literal(c: Emitter, name: bytes, named: str) -> None:
+    word = Struct("=Q").unpack(name.ljust(8, b"\0"))[0]
+    c.mov(R5, word)
+    c.store(_RECORD, _NAME, R5)
+    c.mov(R0, len(name) + 1)
+    c.goto(named)
+
+
+def _gate(c: Emitter) -> None:
+    """Append the gate VMA, for processes that have one."""
+    record = c.host.gate
+    if not record or not c.facts.has_member("mm_struct", "context.flags"):
+        return
+    none = c.fresh("gate")
+    c.get(R1, "mm")
+    c.follow(R1, R1, "mm_struct", "context.flags")
+    c.alu("and", R1, MM_CONTEXT_HAS_VSYSCALL)
+    c.jump("==", R1, 0, none)
+    c.get(R1, "length")
+    c.jump(">", R1, LONGEST - len(record), none)
+    c.mov(R2, ARENA)
+    c.alu("add", R2, R1)
+    for at in range(0, len(record), 8):
+        c.mov(R3, Struct("=Q").unpack_from(record, at)[0])
+        c.store(R2, at, R3)
+    c.alu("add", R1, len(record))
+    c.set("length", R1)
+    c.label(none)
