@@ -31,7 +31,7 @@ DISTRIBUTIONS = ("taskdiag", "pytest", "hypothesis", "psutil", "pyroute2")
 
 #: Programs that the tests run, where this host has them; busybox stands in for the rest.
 PROGRAMS = (
-    *("ps", "setpriv", "unshare", "nsenter", "mount", "umount", "sleep", "cat", "env"),
+    *("sh", "ps", "setpriv", "unshare", "nsenter", "mount", "umount", "sleep", "cat", "env"),
     *("head", "true", "prlimit", "chrt", "nice", "newuidmap", "capsh", "bash", "tail"),
 )
 
@@ -207,8 +207,7 @@ def _skeleton(archive: Archive) -> None:
     for folder in ("/bin", "/sbin", "/lib", "/lib64"):
         if os.path.islink(folder):
             archive.link(folder, os.readlink(folder))
-    for name in ("busybox", "sh"):
-        archive.file(f"{os.path.realpath('/bin')}/{name}", Path(busybox).read_bytes(), 0o755)
+    archive.file(f"{os.path.realpath('/bin')}/busybox", Path(busybox).read_bytes(), 0o755)
 
 
 def _base_files() -> Iterator[Path]:
