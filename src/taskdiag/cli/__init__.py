@@ -108,13 +108,13 @@ def _nearest(name: str) -> str:
 
 def complain(message: str) -> None:
     """One sentence on standard error, safe to show on a terminal."""
+    from contextlib import suppress
+
     from ..views.terminal import clean
 
     raw = clean(os.fsencode(f"taskdiag: {message}")) + b"\n"
-    try:
+    with suppress(OSError):  # Somebody may be left to be told, or nobody.
         os.write(2, raw)
-    except OSError:
-        pass  # Nobody is left to be told.
 
 
 def _print(text: str) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         def __getitem__(self, key: Any, /) -> bytes: ...
 
 
-__all__ = ("COLUMNS", "Column", "Kind", "column", "constants", "pid_width")
+__all__ = ("COLUMNS", "Column", "Kind", "column", "constants", "kind_of", "numeric", "pid_width")
 
 #: What constants a row expression may use: clock ticks, page size, now and boot.
 HZ = os.sysconf("SC_CLK_TCK")
@@ -554,6 +554,19 @@ def column(name: str, header: str | None = None, width: int = 0) -> Column:
     if header is not None:
         title, wide = header, max(wide, len(os.fsencode(header)))
     return Column(name, title, width or wide, just, _KINDS[kind])
+
+
+def kind_of(name: str) -> Kind:
+    """The kind of the column of that name.  Raises KeyError for an unknown one."""
+    return _KINDS[COLUMNS[name][3]]
+
+
+def numeric(item: Column) -> Column:
+    """A user or group column with numbers in place of names; others as they are."""
+    if item.just != "N":
+        return item
+    (field,) = item.kind.needs
+    return Column(item.name, item.header, item.width, "R", _plain(field))
 
 
 def _nearest(name: str) -> str:

@@ -93,7 +93,7 @@ class Table:
         #: The fields to pick, by name: (attribute, offset in it, struct code).
         self._fields: dict[str, tuple[Attr, int, str]] = {}
         attrs = set()
-        for name in sorted(wanted):
+        for name in sorted(wanted.difference(_FRONT)):
             if name == "cmdline":
                 attrs.add(Attr.CMDLINE)
             else:

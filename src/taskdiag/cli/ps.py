@@ -1,0 +1,610 @@
+"""``taskdiag ps``: the process table, with the options of ps(1).
+
+UNIX options (``-ef``), BSD options (``aux``) and long options are taken apart as
+procps-ng 4.0.2 does, including that what makes no sense as UNIX options is read
+again as BSD ones (``-aux``).
+"""
+
+from __future__ import annotations
+
+import os
+from itertools import chain
+from sys import byteorder
+
+from ..abi import Dump
+from ..engine import choose
+from ..errors import NoSuchProcess, RequestError
+from ..request import Request
+from ..views.columns import COLUMNS, Column, column, kind_of, numeric
+from ..views.ps import Table
+from ..views.terminal import terminal_width
+from .output import write, write_all
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from ..engine import Engine
+    from ..views.columns import Kind
+
+__all__ = ("Options", "choose_columns", "parse", "run")
+
+_HELP = """\
+usage: taskdiag ps [OPTIONS]
+
+Show processes, as ps(1) of procps-ng does.
+
+which:    -A -e ax (all)  -a  -d  a  x  r  T  -N --deselect
+          -p p --pid LIST   -q --quick-pid LIST   --ppid LIST   -s --sid LIST   -C NAMES
+          -u U --user LIST  -U --User LIST  -G --Group LIST  --group LIST  -g LIST
+          -t t --tty LIST   PID...
+columns:  -f -F -j u j      -o o --format COLUMN[:WIDTH][=HEADER],...      -O COLUMN,...
+          -c -P -y modify   L lists the columns known
+threads:  -L  -T  H
+more:     k --sort [+|-]COLUMN,...   w -w --cols N   h --no-headers   n   c
+"""
+
+
+class Options:
+    """What a command line asks for."""
+
+    def __init__(self) -> None:
+        #: Whether any option was in BSD's style: then defaults are BSD's too.
+        self.bsd = False
+        self.all = False
+        #: Simple selections, a and d with their dash: -a -d a g x.
+        self.simple: set[str] = set()
+        #: What to select by value: field, catalogue name, values.
+        self.lists: list[tuple[str, str, frozenset[int | bytes]]] = []
+        self.negate = False
+        self.running = False
+        #: The ready-made formats asked for: -f, u, j; and what modifies them.
+        self.formats: set[str] = set()
+        self.modifiers: set[str] = set()
+        self.columns: list[Column] = []
+        self.order: list[tuple[Kind, bool]] | None = None
+        #: Of -L, -T and H those given.
+        self.threads: set[str] = set()
+        self.header = True
+        self.wide = 0
+        self.screen: int | None = None
+        self.numeric = False
+        self.short_names = False
+
+
+def run(args: list[str], engine: str | None) -> int:
+    """Run the command; the status is 1 if there was nothing to show."""
+    if "--help" in args:
+        write(_HELP.encode())
+        return 0
+    if args == ["L"]:
+        write("".join(f"{name:<12} {spec[0]}\n" for name, spec in COLUMNS.items()).encode())
+        return 0
+    options = parse(args)
+    columns = choose_columns(options)
+    where, needs, names = _selection(options)
+    width = _width(options, columns)
+    table = Table(columns, where, needs, names, options.order or (), width)
+    rows = table.format_chunks(_chunks(choose(engine), table, options))
+    # The header goes out with the first rows: where an engine fails there is no half a table.
+    first = next(rows, b"")
+    write_all(chain((table.header() if options.header else b"", first), rows))
+    return 0 if first else 1
+
+
+# --- What to ask for ------------------------------------------------------
+
+#: More pids than this are cheaper to pick out of everything.
+_FEW = 16
+
+
+def _chunks(engine: Engine, table: Table, options: Options) -> Iterator[bytes]:
+    """The answer to the narrowest requests that cover the selection."""
+    strategy = Dump.ALL_THREAD if options.threads else Dump.ALL
+    pids: Iterable[int] = (0,)
+    if len(options.lists) == 1 and not (options.all or options.simple or options.negate):
+        field, _, values = options.lists[0]
+        numbers = sorted(value for value in values if isinstance(value, int))
+        if field == "tgid" and len(numbers) <= _FEW:
+            strategy = Dump.THREAD if options.threads else Dump.ONE
+            pids = numbers
+        elif field == "ppid" and len(numbers) == 1 and not options.threads:
+            strategy, pids = Dump.CHILDREN, numbers
+    for pid in pids:
+        try:
+            yield from engine.stream(Request(table.show, strategy, pid))
+        except NoSuchProcess:
+            continue
+
+
+def _selection(options: Options) -> tuple[str, list[str], dict[str, object]]:
+    """The condition on a task, the fields it needs and the names it uses."""
+    needs: list[str] = []
+    names: dict[str, object] = {}
+    tests = []
+    if not options.all:
+        if options.simple or not options.lists:
+            bits = _simple_bits(options)
+            if bits is not None:
+                needs += ["cred.euid", "base.sid", "tty.tty_nr"]
+                names.update(BITS=bits, ME=os.geteuid(), MY_TTY=_own_tty())
+                tests.append(
+                    "BITS >> ((euid == ME) | (sid == tgid) << 1 | (not tty_nr) << 2"
+                    " | (tty_nr == MY_TTY) << 3) & 1"
+                )
+            else:
+                tests.append("True")
+        for index, (field, need, values) in enumerate(options.lists):
+            needs.append(need)
+            names[f"LIST{index}"] = values
+            value = 'comm.partition(b"\\0")[0]' if field == "comm" else field
+            tests.append(f"{value} in LIST{index}")
+    where = " or ".join(tests)
+    if where == "True":
+        where = ""
+    if options.running:
+        needs.append("base.state")
+        where = f"({where or True}) and state in (0, 2)"
+    if options.negate:
+        where = f"not ({where or True})"
+    return where, [name for name in needs if name], names
+
+
+def _simple_bits(options: Options) -> int | None:
+    """Which of 16 sorts of task the simple selections take; None for all of them.
+
+    A task's sort has bit 0 if it has our effective user, 1 if it leads its session,
+    2 if it has no terminal, 3 if it has ours (or none, where we have none).
+    """
+    simple = options.simple
+    if not simple and not options.bsd:
+        return 0xAA00
+    dashed = simple & {"-a", "-d"}
+    if dashed and simple - dashed - {"g"}:
+        raise RequestError("-a and -d do not go together with a and x")
+    if dashed:
+        return {"-a": 0x0303, "-d": 0x3333}.get("".join(dashed), 0x3F3F)
+    if {"a", "x"} <= simple:
+        return None
+    return 0x0F0F if "a" in simple else 0xAAAA if "x" in simple else 0x0A0A
+
+
+def _own_tty() -> int:
+    """The number of our controlling terminal, as tasks carry theirs; 0 if there is none."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        from fcntl import ioctl
+
+        # TIOCGDEV (include/uapi/asm-generic/ioctls.h): the device behind /dev/tty.
+        return int.from_bytes(ioctl(terminal, 0x80045432, bytes(4)), byteorder)
+    except OSError:
+        return 0
+    finally:
+        os.close(terminal)
+
+
+# --- What to show ---------------------------------------------------------
+
+_READY = {
+    "u": "user pid pcpu pmem vsz rss tname stat start_time bsdtime args",
+    "j": "ppid pid pgid sid tname tpgid stat uid bsdtime args",
+}
+
+
+def choose_columns(options: Options) -> list[Column]:
+    """The columns of a format, or those that the user named.
+
+    Raises RequestError where formats contradict each other.
+    """
+    chosen = options.columns
+    preferred = os.environ.get("PS_FORMAT")
+    if preferred and not (chosen or options.formats or options.modifiers):
+        chosen = _format_list(preferred)
+    if chosen:
+        if options.formats or options.modifiers:
+            raise RequestError("a user-defined format goes without -f, -F, -j, -c, -P, -y, u and j")
+        columns = chosen
+    elif len(options.formats) > 1:
+        raise RequestError(f"formats {' and '.join(sorted(options.formats))} contradict each other")
+    elif options.formats & {"u", "j"}:
+        columns = _ready(options)
+    else:
+        columns = [column(name) for name in _standard(options)]
+    if options.short_names:
+        columns = [
+            Column(item.name, item.header, item.width, item.just, kind_of("comm"))
+            if "cmdline" in item.kind.needs
+            else item
+            for item in columns
+        ]
+    return [numeric(item) for item in columns] if options.numeric else columns
+
+
+def _ready(options: Options) -> list[Column]:
+    (form,) = options.formats
+    if options.modifiers:
+        raise RequestError(f"format {form} goes without -F, -j, -c, -P and -y")
+    names = _READY[form].split()
+    if "T" in options.threads:
+        names.insert(names.index("pid") + 1, "spid")
+    if "L" in options.threads:
+        after = next(name for name in ("sid", "pgid", "ppid", "pid") if name in names)
+        names.insert(names.index(after) + 1, "lwp")
+        if "pcpu" in names:
+            names.insert(names.index("pcpu") + 1, "nlwp")
+    return [column(name) for name in names]
+
+
+def _standard(options: Options) -> list[str]:
+    """The columns of the standard format, of -f, and of what modifies them."""
+    full, extra = "-f" in options.formats, options.modifiers
+    if "y" in extra:
+        raise RequestError("-y without -l makes no sense")
+    names = ["uid_hack"] if full else []
+    names.append("pid")
+    if "T" in options.threads:
+        names.append("spid")
+    if full:
+        names.append("ppid")
+    if "j" in extra:
+        names += ["pgid", "sid"]
+    if "L" in options.threads:
+        names.append("lwp")
+    if "P" in extra:
+        names.append("psr")
+    if full and "c" not in extra:
+        names.append("c")
+    if full and "L" in options.threads:
+        names.append("nlwp")
+    if "c" in extra:
+        names += ["class", "pri"]
+    if "F" in extra:
+        names += ["sz", "rss"]
+        if "P" not in extra:
+            names.append("psr")
+    if full:
+        names.append("stime")
+    names.append("tname")
+    if options.bsd:
+        return [*names, "stat", "bsdtime", "cmd" if full else "args"]
+    return [*names, "time", "cmd" if full else "ucmd"]
+
+
+def _width(options: Options, columns: list[Column]) -> int | None:
+    """How wide lines may be: as many screen widths as the columns need; None for any width."""
+    screen = options.screen or terminal_width()
+    if options.wide:
+        screen = None if options.wide > 1 or screen is None else max(132, screen)
+    if screen is None:
+        return None
+    last = columns[-1]
+    total = sum(item.width + 1 for item in columns[:-1])
+    total += 3 if last.just == "U" else last.width
+    return screen * max(1, -(-total // screen))
+
+
+# --- The options ----------------------------------------------------------
+
+
+def parse(args: list[str]) -> Options:
+    """Take a command line apart.
+
+    Raises RequestError for what makes no sense either way.
+    """
+    try:
+        return _Parser(args, force_bsd=False).parse()
+    except RequestError as error:
+        try:
+            return _Parser(args, force_bsd=True).parse()
+        except RequestError:
+            raise error from None
+
+
+def _words(text: str, what: str) -> list[str]:
+    """The items of a list, which commas or blanks separate."""
+    for blank in " \t\n":
+        text = text.replace(blank, ",")
+    items = text.split(",")
+    if "" in items:
+        raise RequestError(f"{what} list {text!r} has an empty item")
+    return items
+
+
+def _pid(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise RequestError(f"{text!r} is not a process id")
+    if len(text) > 10 or not 0 < int(text) <= 0x7FFFFFFF:
+        raise RequestError(f"process id {text} is out of range: it is from 1 to {0x7FFFFFFF}")
+    return int(text)
+
+
+def _user(text: str) -> int:
+    if text.isascii() and text.isdecimal():
+        return _id(text, "user")
+    import pwd
+
+    try:
+        return pwd.getpwnam(text).pw_uid
+    except (KeyError, ValueError):
+        raise RequestError(f"no user is called {text!r}") from None
+
+
+def _group(text: str) -> int:
+    if text.isascii() and text.isdecimal():
+        return _id(text, "group")
+    import grp
+
+    try:
+        return grp.getgrnam(text).gr_gid
+    except (KeyError, ValueError):
+        raise RequestError(f"no group is called {text!r}") from None
+
+
+def _id(text: str, what: str) -> int:
+    if len(text) > 10 or int(text) > 0xFFFFFFFE:
+        raise RequestError(f"{what} id {text} is out of range: it is from 0 to {0xFFFFFFFE}")
+    return int(text)
+
+
+def _command(text: str) -> bytes:
+    return os.fsencode(text)[:15]
+
+
+def _terminal(text: str) -> int:
+    if text in ("-", "?"):
+        return 0
+    for path in (
+        (text,) if text.startswith("/") else (f"/dev/pts/{text}", f"/dev/{text}", f"/dev/tty{text}")
+    ):
+        try:
+            found = os.stat(path)
+        except (OSError, ValueError):
+            continue
+        if found.st_mode & 0o170000 != 0o020000:
+            raise RequestError(f"{path} is not a terminal")
+        major, minor = os.major(found.st_rdev), os.minor(found.st_rdev)
+        # As tasks carry it: new_encode_dev() of include/linux/kdev_t.h.
+        return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
+    raise RequestError(f"no terminal is called {text!r}")
+
+
+def _format_list(text: str) -> list[Column]:
+    for blank in " \t\n":
+        text = text.replace(blank, ",")
+    # One separator at the end is allowed, as in procps-ng.
+    items = text.removesuffix(",").split(",")
+    if "" in items:
+        raise RequestError(f"column list {text!r} has an empty item")
+    found = []
+    for item in items:
+        spec, equals, header = item.partition("=")
+        name, colon, digits = spec.partition(":")
+        width = 0
+        if colon:
+            if not (
+                digits.isascii() and digits.isdecimal() and 0 < len(digits) < 6 and int(digits)
+            ):
+                raise RequestError(f"column width {digits!r} is not a number from 1 to 99999")
+            width = int(digits)
+        found.append(column(name, header if equals else None, width))
+    return found
+
+
+def _order_list(text: str) -> list[tuple[Kind, bool]]:
+    order = []
+    for item in _words(text, "sort"):
+        name = item[1:] if item[0] in "+-" else item
+        order.append((column(name).kind, item[0] == "-"))
+    return order
+
+
+#: Options with a list: what it is of, the field and its catalogue name, how to read an item.
+_PIDS = ("process id", "tgid", "", _pid)
+_LISTS: dict[str, tuple[str, str, str, Callable[[str], int | bytes]]] = {
+    "-C": ("command", "comm", "base.comm", _command),
+    "-G": ("group", "gid", "cred.gid", _group),
+    "-U": ("user", "uid", "cred.uid", _user),
+    "-g": ("session", "sid", "base.sid", _pid),
+    "-p": _PIDS,
+    "-q": _PIDS,
+    "-s": ("session", "sid", "base.sid", _pid),
+    "-t": ("terminal", "tty_nr", "tty.tty_nr", _terminal),
+    "-u": ("user", "euid", "cred.euid", _user),
+    "U": ("user", "euid", "cred.euid", _user),
+    "p": _PIDS,
+    "q": _PIDS,
+    "t": ("terminal", "tty_nr", "tty.tty_nr", _terminal),
+    "--Group": ("group", "gid", "cred.gid", _group),
+    "--User": ("user", "uid", "cred.uid", _user),
+    "--group": ("group", "egid", "cred.egid", _group),
+    "--pid": _PIDS,
+    "--ppid": ("process id", "ppid", "base.ppid", _pid),
+    "--quick-pid": _PIDS,
+    "--sid": ("session", "sid", "base.sid", _pid),
+    "--tty": ("terminal", "tty_nr", "tty.tty_nr", _terminal),
+    "--user": ("user", "euid", "cred.euid", _user),
+}
+_NO_HEADER = frozenset(
+    f"--no{dash}{word}"
+    for dash in ("", "-")
+    for word in ("header", "headers", "heading", "headings")
+)
+#: Options of ps(1) that make sense but are not here.
+_LATER = frozenset(
+    (
+        *(f"-{letter}" for letter in "HMZlmD"), *"OSXZeflmsvM", "--context", "--cumulative",
+        "--forest", "--date-format", "--header", "--headers", "--heading", "--headings",
+        "--info", "--lines", "--rows",
+    )
+)  # fmt: skip
+
+
+class _Parser:
+    """One pass over a command line."""
+
+    def __init__(self, args: list[str], force_bsd: bool) -> None:
+        self.args = args
+        self.at = 0
+        self.force_bsd = force_bsd
+        self.options = Options()
+        self.options.bsd = force_bsd
+        #: What is left of the argument that is being read.
+        self.rest = ""
+
+    def parse(self) -> Options:
+        """Raises RequestError for what is not understood."""
+        while self.at < len(self.args):
+            arg = self.args[self.at]
+            self.at += 1
+            first = arg[:1]
+            if arg.startswith("--") and len(arg) > 2:
+                self._long(arg)
+            elif first == "-" and arg[1:2].isalpha() and not self.force_bsd:
+                self._letters(arg[1:], "-", self._unix)
+            elif first.isalpha() or (first == "-" and arg[1:2].isalpha()):
+                if self.force_bsd and first != "-":
+                    raise RequestError(f"unknown option {arg!r}")
+                self.options.bsd = True
+                self._letters(arg.removeprefix("-"), "", self._bsd)
+            elif arg.strip("+-")[:1].isdecimal():
+                self.options.bsd = True
+                self._trailing([arg, *self.args[self.at :]])
+                break
+            else:
+                raise RequestError(
+                    f"unknown argument {arg!r}: taskdiag ps --help lists those known"
+                )
+        if {"L", "T"} <= self.options.threads:
+            raise RequestError("-L and -T exclude each other")
+        return self.options
+
+    def _letters(self, letters: str, dash: str, handle: Callable[[str], bool]) -> None:
+        self.rest = letters
+        while self.rest:
+            letter, self.rest = self.rest[0], self.rest[1:]
+            name = dash + letter
+            if name in _LATER:
+                raise RequestError(f"option {name} is not supported yet")
+            if name in _LISTS:
+                self._list(name, self._value(name))
+            elif not handle(letter):
+                raise RequestError(f"unknown option {name!r}: taskdiag ps --help lists those known")
+
+    def _value(self, name: str) -> str:
+        """The rest of the argument, or the next one."""
+        value, self.rest = self.rest, ""
+        if not value and self.at < len(self.args):
+            value = self.args[self.at]
+            self.at += 1
+        if not value:
+            raise RequestError(f"option {name} needs a value")
+        return value
+
+    def _list(self, name: str, text: str) -> None:
+        what, field, need, read = _LISTS[name]
+        values = frozenset(read(item) for item in _words(text, what))
+        self.options.lists.append((field, need, values))
+
+    def _unix(self, letter: str) -> bool:
+        options = self.options
+        if letter in "Ae":
+            options.all = True
+        elif letter in "ad":
+            options.simple.add("-" + letter)
+        elif letter == "N":
+            options.negate = True
+        elif letter in "fF":
+            options.formats.add("-f")
+            if letter == "F":
+                options.modifiers.add("F")
+        elif letter in "jcPy":
+            options.modifiers.add(letter)
+        elif letter in "LT":
+            options.threads.add(letter)
+        elif letter == "o":
+            options.columns += _format_list(self._value("-o"))
+        elif letter == "O":
+            if options.columns:
+                raise RequestError("-O can not follow other formats")
+            options.columns = [column("pid"), *_format_list(self._value("-O"))]
+            options.columns += map(column, ("state", "tname", "time", "command"))
+        elif letter == "w":
+            options.wide += 1
+        else:
+            return False
+        return True
+
+    def _bsd(self, letter: str) -> bool:
+        options = self.options
+        if letter in "agx":
+            options.simple.add(letter)
+        elif letter in "uj":
+            options.formats.add(letter)
+        elif letter == "H":
+            options.threads.add("H")
+        elif letter == "T":
+            options.lists.append(("tty_nr", "tty.tty_nr", frozenset((_own_tty(),))))
+        elif letter == "c":
+            options.short_names = True
+        elif letter == "h":
+            options.header = False
+        elif letter == "k":
+            self._sort(self._value("k"))
+        elif letter == "n":
+            options.numeric = True
+        elif letter == "o":
+            options.columns += _format_list(self._value("o"))
+        elif letter == "r":
+            options.running = True
+        elif letter == "w":
+            options.wide += 1
+        elif letter.isdecimal():
+            pids, self.rest = letter + self.rest, ""
+            self._list("p", pids)
+        else:
+            return False
+        return True
+
+    def _sort(self, text: str) -> None:
+        if self.options.order is not None:
+            raise RequestError("there can be only one sort order")
+        self.options.order = _order_list(text)
+
+    def _long(self, arg: str) -> None:
+        options = self.options
+        name, equals, self.rest = arg.partition("=")
+        if name in _LATER:
+            raise RequestError(f"option {name} is not supported yet")
+        if name in _LISTS:
+            self._list(name, self._value(name))
+        elif name == "--format":
+            options.columns += _format_list(self._value(name))
+        elif name == "--sort":
+            self._sort(self._value(name))
+        elif name in ("--cols", "--columns", "--width"):
+            value = self._value(name)
+            if not (value.isascii() and value.isdecimal() and 0 < len(value) < 10 and int(value)):
+                raise RequestError(f"{name} needs a number of columns, not {value!r}")
+            options.screen = int(value)
+        elif name == "--deselect" and not equals:
+            options.negate = True
+        elif name in _NO_HEADER and not equals:
+            options.header = False
+        else:
+            raise RequestError(f"unknown option {name!r}: taskdiag ps --help lists those known")
+
+    def _trailing(self, args: list[str]) -> None:
+        """Process ids, and with a dash process groups, with a plus sessions."""
+        groups = {"": ("tgid", ""), "-": ("pgid", "base.pgid"), "+": ("sid", "base.sid")}
+        for sign, (field, need) in groups.items():
+            values = [
+                arg[len(sign) :] for arg in args if (arg[0] if arg[0] in "+-" else "") == sign
+            ]
+            if values:
+                numbers = frozenset(
+                    _pid(item) for value in values for item in _words(value, "process id")
+                )
+                self.options.lists.append((field, need, numbers))
