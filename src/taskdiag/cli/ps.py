@@ -56,6 +56,8 @@ class Options:
         self.simple: set[str] = set()
         #: What to select by value: field, catalogue name, values.
         self.lists: list[tuple[str, str, frozenset[int | bytes]]] = []
+        #: The pids of -q, whose order is kept.
+        self.sequence: list[int] = []
         self.negate = False
         self.running = False
         #: The ready-made formats asked for: -f, u, j; and what modifies them.
@@ -78,13 +80,17 @@ def run(args: list[str], engine: str | None) -> int:
         write(_HELP.encode())
         return 0
     if args == ["L"]:
-        write("".join(f"{name:<12} {spec[0]}\n" for name, spec in COLUMNS.items()).encode())
+        write("".join(f"{name:<12} {spec[0]:<8}\n" for name, spec in COLUMNS.items()).encode())
         return 0
     options = parse(args)
     columns = choose_columns(options)
     where, needs, names = _selection(options)
     width = _width(options, columns)
-    table = Table(columns, where, needs, names, options.order or (), width)
+    order = options.order or []
+    if options.threads:
+        # Answers ascend by thread; ps keeps those of a process together.
+        order = [*order, (kind_of("tgid"), False)]
+    table = Table(columns, where, needs, names, order, width)
     rows = table.format_chunks(_chunks(choose(engine), table, options))
     # The header goes out with the first rows: where an engine fails there is no half a table.
     first = next(rows, b"")
@@ -107,7 +113,7 @@ def _chunks(engine: Engine, table: Table, options: Options) -> Iterator[bytes]:
         numbers = sorted(value for value in values if isinstance(value, int))
         if field == "tgid" and len(numbers) <= _FEW:
             strategy = Dump.THREAD if options.threads else Dump.ONE
-            pids = numbers
+            pids = options.sequence or numbers
         elif field == "ppid" and len(numbers) == 1 and not options.threads:
             strategy, pids = Dump.CHILDREN, numbers
     for pid in pids:
@@ -505,7 +511,10 @@ class _Parser:
 
     def _list(self, name: str, text: str) -> None:
         what, field, need, read = _LISTS[name]
-        values = frozenset(read(item) for item in _words(text, what))
+        items = [read(item) for item in _words(text, what)]
+        values = frozenset(items)
+        if name in ("-q", "q", "--quick-pid"):
+            self.options.sequence = [item for item in dict.fromkeys(items) if isinstance(item, int)]
         self.options.lists.append((field, need, values))
 
     def _unix(self, letter: str) -> bool:

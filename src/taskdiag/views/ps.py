@@ -246,7 +246,11 @@ class Table:
             "add(row)",
         ]
         if self._order:
-            keys = "".join(kind.order + ", " for kind, _ in self._order)
+            keys = ""
+            for index, (kind, _) in enumerate(self._order):
+                if kind.cache is not None:
+                    names[f"O{index}"] = kind.cache(0)
+                keys += kind.order.replace("{c}", f"O{index}") + ", "
             body.append(f"key(({keys}))")
 
         full = _Layout(self._attrs, self._cmdline)
