@@ -7,6 +7,8 @@ or one of the functions named in ``FUNCTIONS``, with their arguments.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 from .. import abi
 from ..abi import NLM_F_MULTI, RESPONSE, Attr, Dump, Show
 from . import cmdline, cred, mm, pid, sched, tty, vma
@@ -15,7 +17,7 @@ from .emit import ARENA, ARENA_LOCALS, FLAGS, MM, SIGNAL, TASK, Emitter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ..request import Request
     from .emit import Host
@@ -109,17 +111,10 @@ def compile_request(
 
     _prologue(c, request)
     _header(c, request.seq)
-    # What these groups reach is freed behind RCU's back in a program that may sleep,
-    # unless it says otherwise: since Linux kernel commit 9bb00b2895cb ("bpf: Add kfunc
-    # bpf_rcu_read_lock/unlock()") (in v6.2) it can.
-    lock = sleepable and facts.has("func", "bpf_rcu_read_lock")
-    if lock:
-        c.kfunc("bpf_rcu_read_lock")
-    for attr in groups:
-        if attr != Attr.STATM:
-            _attribute(c, attr, offsets[attr])
-    if lock:
-        c.kfunc("bpf_rcu_read_unlock")
+    with _rcu(c, sleepable):
+        for attr in groups:
+            if attr != Attr.STATM:
+                _attribute(c, attr, offsets[attr])
     fixed = offsets[Attr.STATM] - 4 if Attr.STATM in offsets else at
     with_mm = bool(show & (Show.STATM | Show.CMDLINE | Show.VMA))
     if with_mm:
@@ -137,7 +132,8 @@ def compile_request(
             cmdline.emit(c, at)
         if show & Show.VMA:
             c.note("vma")
-            vma.emit(c)
+            with _rcu(c, sleepable):
+                vma.emit(c)
         _settle_mm(c)
     _identity(c, offsets.get(Attr.BASE))
     c.note("write")
@@ -163,6 +159,19 @@ def compile_request(
         c.note("stat.utime")
         sched.mul_div(c)
     return Program(c.assemble(), sleepable=sleepable, arena=arena)
+
+
+@contextmanager
+def _rcu(c: Emitter, sleepable: bool) -> Iterator[None]:
+    """Code under ``rcu_read_lock()``: a program that may sleep is not, unless it says so."""
+    # Since Linux kernel commit 9bb00b2895cb ("bpf: Add kfunc bpf_rcu_read_lock/unlock()")
+    # (in v6.2), it can.
+    lock = sleepable and c.facts.has("func", "bpf_rcu_read_lock")
+    if lock:
+        c.kfunc("bpf_rcu_read_lock")
+    yield
+    if lock:
+        c.kfunc("bpf_rcu_read_unlock")
 
 
 def _prologue(c: Emitter, request: Request) -> None:

@@ -93,19 +93,28 @@ class KernelEngine:
     7600
 
     ``insist`` refuses requests whose groups this kernel cannot serve by BPF, where
-    otherwise procfs serves just those.
+    otherwise procfs serves just those.  ``viewer`` is who the answer is for, by default
+    this process.
 
     Raises EngineUnavailable where BPF is not to be had.
     """
 
     name = "kernel"
 
-    def __init__(self, *, insist: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        insist: bool = False,
+        viewer: Viewer | None = None,
+        facts: Facts | None = None,
+        host: Host | None = None,
+    ) -> None:
         self._insist = insist
-        self._facts = Facts.live()
-        self._viewer: Viewer | None = None
-        self._host = Host()
-        self._idle: dict[object, list[Loaded]] = {}
+        self._viewer = viewer
+        # What is the same for every viewer, so that many engines may share it.
+        self.facts = facts or Facts.live()
+        self.host = host or Host()
+        self._idle: dict[object, Loaded] = {}
 
     def stream(self, request: Request) -> Iterator[bytes]:
         """The answer, in chunks of whole processes.
@@ -130,9 +139,27 @@ class KernelEngine:
             return _present(chunks, request)
         return chunks
 
+    def open(self, request: Request) -> int | None:
+        """A descriptor to read the whole answer from, where one iterator gives it.
+
+        None where it takes more: `stream` then.  It holds no state of this engine, so it
+        may be read at any time, by anyone.  Raises what `stream` raises, but an unknown
+        pid is an answer without a message.
+        """
+        plain = not request.show & (Show.CMDLINE | Show.VMA) and request.strategy in (
+            Dump.ALL, Dump.ALL_THREAD, Dump.ONE,
+        )  # fmt: skip
+        if not plain or self._elsewhere(request):
+            return None
+        key, loaded = self._load(request)
+        try:
+            return loaded.iterate(**_narrowed(request))
+        finally:
+            self._keep(key, loaded)
+
     def _elsewhere(self, request: Request) -> Show:
         """The groups that procfs must serve, with VMA wherever VMA_STAT lies in it."""
-        lacking = served(self._facts, threads=request.threads)
+        lacking = served(self.facts, threads=request.threads)
         missing = Show(0)
         for group, why in lacking.items():
             if request.show & group and why:
@@ -155,26 +182,26 @@ class KernelEngine:
         pid = request.pid if request.strategy == Dump.CHILDREN else 0
         narrow = request.strategy if request.strategy == Dump.CHILDREN else request.threads
         key = (int(request.show), narrow, pid, request.seq)
-        idle = self._idle.get(key)
-        if idle:
-            return key, idle.pop()
+        idle = self._idle.pop(key, None)
+        if idle is not None:
+            return key, idle
         self._ask_about(request.show)
-        program = compile_request(request, self._facts, self._view(), self._host)
+        program = compile_request(request, self.facts, self._view(), self.host)
         return key, self._insert(program)
 
     def _ask_about(self, show: Show) -> None:
         """Find out what programs for these groups need to know of the host."""
-        host = self._host
+        host = self.host
         if show & Show.VMA and not host.special_ops:
-            (host.special_ops,) = self._ask(probe.special_ops(self._facts))
+            (host.special_ops,) = self._ask(probe.special_ops(self.facts))
             host.gate = vma.gate_record()
         if show & Show.STATM and not host.per_cpu:
-            base, *areas = self._ask(probe.per_cpu_areas(self._facts, mm.possible_cpus()))
+            base, *areas = self._ask(probe.per_cpu_areas(self.facts, mm.possible_cpus()))
             host.per_cpu = tuple(area - base & 0xFFFFFFFFFFFFFFFF for area in areas if area)
 
     def _insert(self, program: Program) -> Loaded:
         try:
-            return Loaded(program, self._facts)
+            return Loaded(program, self.facts)
         except bpf.VerifierError:
             raise
         except bpf.BpfError as error:
@@ -192,7 +219,7 @@ class KernelEngine:
 
     def _probe_pid_ns(self) -> Viewer:
         """Ask the kernel how deep this process' pid namespace lies."""
-        level, inode = self._ask(probe.pid_namespace(self._facts))
+        level, inode = self._ask(probe.pid_namespace(self.facts))
         return Viewer(level, inode)
 
     def _ask(self, program: Program) -> tuple[int, ...]:
@@ -235,11 +262,24 @@ class KernelEngine:
             whole = True
         finally:
             os.close(fd)
-            idle = self._idle.setdefault(key, [])
-            if whole and len(self._idle) <= _KEPT and not idle:
-                idle.append(loaded)
+            if whole:
+                self._keep(key, loaded)
             else:
                 loaded.close()
+
+    def _keep(self, key: object, loaded: Loaded) -> None:
+        """Keep a program for the next request of its shape, instead of the oldest kept."""
+        if key in self._idle:
+            loaded.close()
+            return
+        self._idle[key] = loaded
+        if len(self._idle) > _KEPT:
+            self._idle.pop(next(iter(self._idle))).close()
+
+    def close(self) -> None:
+        """Free the programs that are kept; those in use go when their answer is read."""
+        while self._idle:
+            self._idle.popitem()[1].close()
 
 
 def _narrowed(request: Request) -> dict[str, int]:
