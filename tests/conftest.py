@@ -1,0 +1,68 @@
+"""What all tests share: the engines, and what a missing privilege or kernel means.
+
+With TASKDIAG_REQUIRE_KERNEL=1 a skip for want of privilege or of the kernel engine is
+a failure, so that CI cannot pass by skipping.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from taskdiag.engine import choose
+from taskdiag.errors import EngineUnavailable
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from population import Population, standing
+
+if TYPE_CHECKING:
+    from taskdiag.engine import Engine
+
+REQUIRED = os.environ.get("TASKDIAG_REQUIRE_KERNEL") == "1"
+ENGINES = ("procfs", "kernel")
+
+
+def missing(reason: str) -> None:
+    """Skip the test; fail instead where everything has to be there."""
+    if REQUIRED:
+        pytest.fail(f"TASKDIAG_REQUIRE_KERNEL=1, but {reason}")
+    pytest.skip(reason)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "root: needs to run as root")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        missing("this test needs root")
+
+
+def open_engine(name: str) -> Engine:
+    """The engine of that name, or a skip that says why not."""
+    try:
+        return choose(name)
+    except (EngineUnavailable, ImportError) as error:
+        missing(f"the {name} engine is not available: {error}")
+        raise
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Each engine in turn."""
+    return open_engine(request.param)
+
+
+@pytest.fixture(scope="session")
+def population() -> Iterator[Population]:
+    """Processes of every kind that stand still for all tests of the session."""
+    if os.geteuid() != 0:
+        missing("making the population needs root")
+    with standing() as found:
+        yield found
