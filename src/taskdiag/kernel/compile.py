@@ -91,9 +91,7 @@ def served(facts: Facts, *, threads: bool = False) -> dict[Show, str]:
     return answer
 
 
-def compile_request(
-    request: Request, facts: Facts, viewer: Viewer, host: Host
-) -> Program:
+def compile_request(request: Request, facts: Facts, viewer: Viewer, host: Host) -> Program:
     """Make the program for a request, all of whose groups must be `served`.
 
     ``host`` must have ``per_cpu`` for STATM, ``special_ops`` and ``gate`` for VMA.

@@ -17,7 +17,19 @@ if TYPE_CHECKING:
     from .facts import Facts
     from .viewer import Viewer
 
-__all__ = ("ARENA", "ARENA_LOCALS", "ARENA_SIZE", "FLAGS", "FRAME", "HELPERS", "Host", "MM", "SIGNAL", "TASK", "Emitter")
+__all__ = (
+    "ARENA",
+    "ARENA_LOCALS",
+    "ARENA_SIZE",
+    "FLAGS",
+    "FRAME",
+    "HELPERS",
+    "MM",
+    "SIGNAL",
+    "TASK",
+    "Emitter",
+    "Host",
+)
 
 TASK, MM, SIGNAL, ARENA = R6, R7, R8, R9
 

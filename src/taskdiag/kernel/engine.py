@@ -9,9 +9,12 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import sys
+from itertools import chain
 
 from ..abi import Dump, Show
 from ..errors import EngineUnavailable, NoSuchProcess
+from ..netlink import in_order
 from ..request import Request
 from . import bpf, mm, probe, vma
 from .compile import compile_request, served
@@ -29,6 +32,7 @@ __all__ = ("KernelEngine", "Loaded")
 
 #: What one read(2) may return: the iterator's buffer is 8 pages.
 _READ = 1 << 16
+_PID_1 = (1).to_bytes(4, sys.byteorder)
 #: Loaded programs that are kept, besides those in use.
 _KEPT = 16
 
@@ -46,9 +50,7 @@ class Loaded:
                 self._maps[probe.PERCPU_MAP] = bpf.create_map(bpf.MAP_TYPE_PERCPU_ARRAY, 4, 8, 1)
             if program.arena:
                 self._maps["arena"] = bpf.create_map(bpf.MAP_TYPE_ARRAY, 4, ARENA_SIZE, 1)
-                self._maps["deferred"] = bpf.create_map(
-                    bpf.MAP_TYPE_ARRAY, 4, 8, 1, bpf.F_MMAPABLE
-                )
+                self._maps["deferred"] = bpf.create_map(bpf.MAP_TYPE_ARRAY, 4, 8, 1, bpf.F_MMAPABLE)
                 self.deferred = mmap.mmap(
                     self._maps["deferred"], mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ
                 )
@@ -110,6 +112,8 @@ class KernelEngine:
         host: Host | None = None,
     ) -> None:
         self._insist = insist
+        # For other viewers /proc would tell more than they may see.
+        self._own = viewer is None
         self._viewer = viewer
         # What is the same for every viewer, so that many engines may share it.
         self.facts = facts or Facts.live()
@@ -136,7 +140,9 @@ class KernelEngine:
             raise
         chunks = self._read(key, loaded, fd, request, elsewhere)
         if request.strategy in (Dump.ONE, Dump.THREAD):
-            return _present(chunks, request)
+            return self._present(chunks, request)
+        if request.strategy in (Dump.ALL, Dump.ALL_THREAD) and self._own:
+            return _with_init(chunks, request)
         return chunks
 
     def open(self, request: Request) -> int | None:
@@ -171,6 +177,18 @@ class KernelEngine:
                         f"it lacks {why}",
                     )
         return missing | Show.VMA if missing & Show.VMA_STAT else missing
+
+    def _present(self, chunks: Iterator[bytes], request: Request) -> Iterator[bytes]:
+        """The same chunks; NoSuchProcess now if there are none, and threads in order."""
+        data = b"".join(chunks)
+        if not data and request.pid == 1 and self._own:
+            # Hidden from iterators by some kernels: see with_init().
+            from ..procfs import ProcfsEngine
+
+            return ProcfsEngine().stream(request)
+        if not data:
+            raise NoSuchProcess(request.pid)
+        return iter((in_order(data) if request.strategy == Dump.THREAD else data,))
 
     def _require(self, pid: int) -> None:
         """Raises NoSuchProcess unless the process is there."""
@@ -233,9 +251,7 @@ class KernelEngine:
                 os.close(fd)
         finally:
             loaded.close()
-        return tuple(
-            int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)
-        )
+        return tuple(int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8))
 
     def _read(
         self, key: object, loaded: Loaded, fd: int, request: Request, elsewhere: Show
@@ -290,16 +306,16 @@ def _narrowed(request: Request) -> dict[str, int]:
     return {}
 
 
-def _present(chunks: Iterator[bytes], request: Request) -> Iterator[bytes]:
-    """The same chunks; NoSuchProcess now if there are none, and threads in order."""
-    data = b"".join(chunks)
-    if not data:
-        raise NoSuchProcess(request.pid)
-    if request.strategy == Dump.THREAD:
-        from ..netlink import in_order
+def _with_init(chunks: Iterator[bytes], request: Request) -> Iterator[bytes]:
+    """The same chunks, with process 1 if the kernel hides it; see `merge.with_init`."""
+    first = next(chunks, b"")
+    if first[16:20] != _PID_1:
+        from .merge import with_init
 
-        data = in_order(data)
-    return iter((data,))
+        yield from with_init(chain((first,), chunks), request)
+    else:
+        yield first
+        yield from chunks
 
 
 def _refusal(error: bpf.BpfError) -> str:

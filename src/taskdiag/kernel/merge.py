@@ -6,20 +6,22 @@ a program left unfinished: a command line or mappings beyond what one message ho
 
 from __future__ import annotations
 
+import errno
 import os
 
 from ..abi import DEFERRED, MSG, Attr, Show
-from ..netlink import attributes, pack_task
+from ..errors import EngineUnavailable
+from ..netlink import attributes, in_order, messages, pack_task
 from ..procfs import attributes as procfs_attributes
 from ..procfs import open_procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from ..request import Request
 
-__all__ = ("complete",)
-
-_FLAGS = 24
+__all__ = ("complete", "with_init")
 
 
 def complete(data: bytes, request: Request, elsewhere: Show) -> bytes:
@@ -28,7 +30,7 @@ def complete(data: bytes, request: Request, elsewhere: Show) -> bytes:
 
     Raises EngineUnavailable if /proc is not there to complete them from.
     """
-    proc = open_procfs()
+    proc = _procfs()
     try:
         return b"".join(_messages(data, request, elsewhere, proc))
     finally:
@@ -51,9 +53,7 @@ def _messages(data: bytes, request: Request, elsewhere: Show, proc: int) -> list
                 if request.show & group and Attr[str(group.name)] not in had:
                     wanted |= group
         if wanted:
-            answer = procfs_attributes(
-                tgid, pid, wanted, whole=not request.threads, root=proc
-            )
+            answer = procfs_attributes(tgid, pid, wanted, whole=not request.threads, root=proc)
             if answer is not None:
                 attrs, vmas = answer
                 plain = sorted(found + attrs, key=lambda item: item[0])
@@ -62,3 +62,61 @@ def _messages(data: bytes, request: Request, elsewhere: Show, proc: int) -> list
             done.append(data[at : at + length])
         at += length
     return done
+
+
+def with_init(chunks: Iterable[bytes], request: Request) -> Iterator[bytes]:
+    """The chunks of an answer about all tasks, with those of process 1 where they belong.
+
+    Every pid namespace has a process 1, and it is the first that such an answer shows.
+    Some hardened guest kernels hide it from BPF; /proc has it.
+    """
+    hidden = _init_messages(request)
+    for chunk in chunks:
+        if not hidden:
+            yield chunk
+            continue
+        last = max(pid for _, _, pid, _, _ in messages(chunk))
+        yield in_order(chunk + b"".join([data for tid, data in hidden if tid < last]))
+        hidden = [(tid, data) for tid, data in hidden if tid > last]
+    yield from (data for _, data in hidden)
+
+
+def _init_messages(request: Request) -> list[tuple[int, bytes]]:
+    try:
+        proc = _procfs()
+    except EngineUnavailable:
+        return []
+    try:
+        found = []
+        for tid in _init_threads(proc) if request.threads else [1]:
+            answer = procfs_attributes(1, tid, request.show, whole=not request.threads, root=proc)
+            if answer is not None:
+                found.append((tid, pack_task(tid, 1, *answer, request.seq)))
+        return found
+    except OSError:
+        # Security modules may keep it from everybody.
+        return []
+    finally:
+        os.close(proc)
+
+
+def _init_threads(proc: int) -> list[int]:
+    fd = os.open("1/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
+    try:
+        return sorted(int(name) for name in os.listdir(fd))
+    finally:
+        os.close(fd)
+
+
+def _procfs() -> int:
+    """A descriptor of /proc, if it is that of our own pid namespace."""
+    proc = open_procfs()
+    try:
+        if os.readlink("self", dir_fd=proc) == str(os.getpid()):
+            return proc
+    except OSError:
+        pass
+    os.close(proc)
+    raise EngineUnavailable(
+        errno.ENOENT, "/proc shows another pid namespace, so it cannot complete the answer"
+    )

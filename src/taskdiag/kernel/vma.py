@@ -97,6 +97,11 @@ def emit(c: Emitter) -> None:
     loop, end, defer, close = "vma", "vma end", "vma defer", "vma close"
     named, nameless = "vma named", "vma nameless"
     it = c.local("iterator", 24)
+    if c.threads:
+        # Mappings come with the leader only.
+        c.follow(R1, TASK, "task_struct", "pid")
+        c.follow(R2, TASK, "task_struct", "tgid")
+        c.jump("!=", R1, R2, "vma none", bits=32)
     c.set("mm", MM)
     c.get(R1, "length")
     c.set("first", R1)
@@ -171,6 +176,7 @@ def emit(c: Emitter) -> None:
     c.label(close)
     c.get(MM, "mm")
     c.load(SIGNAL, TASK, c.facts.member("task_struct", "signal").offset)
+    c.label("vma none")
 
 
 def _destroy(c: Emitter, it: int) -> None:
