@@ -19,6 +19,9 @@ __all__ = ("Machine", "Result")
 MEMORY = 2048
 CPUS = 2
 
+#: On ramfs, as on a disk, what is mapped counts as file pages; on tmpfs it would be shared memory.
+COMMAND_LINE = "console=ttyS0 quiet panic=-1 rootfstype=ramfs"
+
 #: A machine that has not even started pytest by now will not.
 BOOT_LIMIT = 120.0
 
@@ -62,7 +65,7 @@ class Machine:
                 *("-nographic", "-no-reboot", "-nodefaults", "-monitor", "none", "-nic", "none"),
                 *("-serial", f"file:{self.console}", "-serial", f"file:{self.records}"),
                 *("-kernel", os.fspath(kernel.image), "-initrd", os.fspath(initramfs)),
-                *("-append", "console=ttyS0 quiet panic=-1"),
+                *("-append", COMMAND_LINE),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
