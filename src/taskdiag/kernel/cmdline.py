@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..abi import Attr
 from .asm import R0, R1, R2, R3, R4, R5
-from .emit import ARENA, MM, TASK
+from .emit import ARENA, MM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def emit(c: Emitter, at: int) -> None:
     c.jump(">", R2, _MOST, defer)
     c.mov(R1, ARENA)
     c.alu("add", R1, at + 4)
-    c.mov(R4, TASK)
+    c.get(R4, "task")
     c.mov(R5, 0)
     c.helper("copy_from_user_task")
     c.jump("!=", R0, 0, defer)

@@ -181,6 +181,9 @@ def _prologue(c: Emitter, request: Request) -> None:
     c.load(R2, R1, facts.member("bpf_iter__task", "meta").offset)
     c.load(R2, R2, facts.member("bpf_iter_meta", "seq").offset)
     c.set("seq", R2)
+    # Functions want the task as the iterator gave it.
+    c.set("task", TASK)
+    c.untrusted(TASK, TASK, "task_struct")
     c.load(SIGNAL, TASK, facts.member("task_struct", "signal").offset)
     if c.arena:
         c.map_value(ARENA, "arena", ARENA_LOCALS)

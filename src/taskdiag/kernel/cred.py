@@ -5,11 +5,12 @@ kernel/cred.c, kernel/user_namespace.c.
 
 from __future__ import annotations
 
+from .asm import R0
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .emit import Emitter
 
-from .asm import R0
 
 __all__ = ("gid", "uid")
 

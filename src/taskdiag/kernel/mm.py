@@ -64,8 +64,8 @@ def _percpu(facts: Facts) -> bool:
 
 def missing(facts: Facts) -> str:
     """What this kernel lacks for the counters, "" if nothing."""
-    # Since Linux kernel commit fd264ca02094 ("bpf: Add a kfunc to type cast from bpf
-    # uapi ctx to kernel ctx", and its sibling for read-only casts) (in v6.2).
+    # Since Linux kernel commit a35b9af4ec2c ("bpf: Add a kfunc for generic type cast")
+    # (in v6.2), a program can read through an address that it computed.
     if _percpu(facts) and not facts.has("func", "bpf_rdonly_cast"):
         return "kfunc bpf_rdonly_cast (6.2)"
     return ""
