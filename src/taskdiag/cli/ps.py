@@ -7,6 +7,7 @@ again as BSD ones (``-aux``).
 
 from __future__ import annotations
 
+import gc
 import os
 from itertools import chain
 from sys import byteorder
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ..engine import Engine
     from ..views.columns import Kind
 
-__all__ = ("Options", "choose_columns", "parse", "run")
+__all__ = ("Options", "choose_columns", "parse", "parse_columns", "run")
 
 _HELP = """\
 usage: taskdiag ps [OPTIONS]
@@ -83,6 +84,8 @@ def run(args: list[str], engine: str | None) -> int:
         write("".join(f"{name:<12} {spec[0]:<8}\n" for name, spec in COLUMNS.items()).encode())
         return 0
     options = parse(args)
+    # What lives as long as the process need not be looked through again and again.
+    gc.disable()
     columns = choose_columns(options)
     where, needs, names = _selection(options)
     width = _width(options, columns)
@@ -111,7 +114,7 @@ def _chunks(engine: Engine, table: Table, options: Options) -> Iterator[bytes]:
     if len(options.lists) == 1 and not (options.all or options.simple or options.negate):
         field, _, values = options.lists[0]
         numbers = sorted(value for value in values if isinstance(value, int))
-        if field == "tgid" and len(numbers) <= _FEW:
+        if field == "tgid" and (options.sequence or len(numbers) <= _FEW):
             strategy = Dump.THREAD if options.threads else Dump.ONE
             pids = options.sequence or numbers
         elif field == "ppid" and len(numbers) == 1 and not options.threads:
@@ -208,7 +211,7 @@ def choose_columns(options: Options) -> list[Column]:
     chosen = options.columns
     preferred = os.environ.get("PS_FORMAT")
     if preferred and not (chosen or options.formats or options.modifiers):
-        chosen = _format_list(preferred)
+        chosen = parse_columns(preferred)
     if chosen:
         if options.formats or options.modifiers:
             raise RequestError("a user-defined format goes without -f, -F, -j, -c, -P, -y, u and j")
@@ -377,7 +380,11 @@ def _terminal(text: str) -> int:
     raise RequestError(f"no terminal is called {text!r}")
 
 
-def _format_list(text: str) -> list[Column]:
+def parse_columns(text: str) -> list[Column]:
+    """The columns that the value of -o names: ``NAME[:WIDTH][=HEADER],...``.
+
+    Raises RequestError.
+    """
     for blank in " \t\n":
         text = text.replace(blank, ",")
     # One separator at the end is allowed, as in procps-ng.
@@ -534,11 +541,11 @@ class _Parser:
         elif letter in "LT":
             options.threads.add(letter)
         elif letter == "o":
-            options.columns += _format_list(self._value("-o"))
+            options.columns += parse_columns(self._value("-o"))
         elif letter == "O":
             if options.columns:
                 raise RequestError("-O can not follow other formats")
-            options.columns = [column("pid"), *_format_list(self._value("-O"))]
+            options.columns = [column("pid"), *parse_columns(self._value("-O"))]
             options.columns += map(column, ("state", "tname", "time", "command"))
         elif letter == "w":
             options.wide += 1
@@ -565,7 +572,7 @@ class _Parser:
         elif letter == "n":
             options.numeric = True
         elif letter == "o":
-            options.columns += _format_list(self._value("o"))
+            options.columns += parse_columns(self._value("o"))
         elif letter == "r":
             options.running = True
         elif letter == "w":
@@ -590,7 +597,7 @@ class _Parser:
         if name in _LISTS:
             self._list(name, self._value(name))
         elif name == "--format":
-            options.columns += _format_list(self._value(name))
+            options.columns += parse_columns(self._value(name))
         elif name == "--sort":
             self._sort(self._value(name))
         elif name in ("--cols", "--columns", "--width"):
