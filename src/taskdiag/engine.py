@@ -63,9 +63,8 @@ def _open(name: str) -> Engine:
 
         return KernelEngine()
     if name == "service":
-        from .service import ServiceEngine
-
-        return ServiceEngine()
+        # Until there is a client of the service in this package.
+        raise EngineUnavailable("this version has no service engine")
     from .procfs import ProcfsEngine
 
     return ProcfsEngine()

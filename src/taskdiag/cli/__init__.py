@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _die("SIGINT")
     except TaskdiagError as error:
-        complain(str(error))
+        complain(getattr(error, "strerror", None) or str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         complain(f"{where}{error.strerror or error}")
