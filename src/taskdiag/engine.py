@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
+from .capability import may_load_bpf
 from .errors import EngineUnavailable, RequestError
 
 TYPE_CHECKING = False
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
             """
 
 
-__all__ = ("ENGINES", "Engine", "choose")
+__all__ = ("ENGINES", "Auto", "Engine", "choose")
 
 #: In the order of choice.
 ENGINES = ("kernel", "service", "procfs")
@@ -48,17 +50,35 @@ def choose(name: str | None = None) -> Engine:
         if wanted not in ENGINES:
             raise RequestError(f"unknown engine {wanted!r}: choose from auto, {', '.join(ENGINES)}")
         return _open(wanted)
-    for candidate in ENGINES:
-        try:
-            return _open(candidate)
-        except EngineUnavailable:
-            continue
-    raise EngineUnavailable("no engine works here: is /proc mounted?")
+    return Auto()
+
+
+class Auto:
+    """The best engine that works here for the request at hand.
+
+    What an engine can do shows only when it is asked: the kernel may refuse a program.
+    """
+
+    name = "auto"
+
+    def stream(self, request: Request) -> Iterator[bytes]:
+        """The answer of the first engine that is available for it."""
+        for candidate in ENGINES[:-1]:
+            try:
+                return _open(candidate).stream(request)
+            except EngineUnavailable:
+                continue
+        return _open(ENGINES[-1]).stream(request)
 
 
 def _open(name: str) -> Engine:
     # Imported here: a command loads the engine that answers it and no other.
     if name == "kernel":
+        if not may_load_bpf():
+            raise EngineUnavailable(
+                errno.EPERM,
+                "the kernel engine needs CAP_BPF and CAP_PERFMON (or root): see taskdiag doctor",
+            )
         from .kernel import KernelEngine
 
         return KernelEngine()

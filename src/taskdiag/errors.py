@@ -50,6 +50,9 @@ class Busy(TaskdiagError, BlockingIOError):
 class EngineUnavailable(TaskdiagError, OSError):
     """The engine that was asked for cannot work here; the message says why."""
 
+    def __str__(self) -> str:
+        return str(self.args[-1]) if self.args else ""
+
 
 class DecodeError(TaskdiagError, ValueError):
     """A stream breaks the contract at byte ``offset``."""

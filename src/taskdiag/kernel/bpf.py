@@ -9,7 +9,7 @@ import ctypes
 import os
 from struct import Struct, pack_into
 
-from ..errors import TaskdiagError
+from ..errors import EngineUnavailable
 from .asm import INSN, Code
 
 TYPE_CHECKING = False
@@ -54,7 +54,7 @@ _BTF_ATTR = Struct("=QQIII4x")
 _LICENSE = ctypes.create_string_buffer(b"Dual MIT/GPL")
 
 
-class BpfError(TaskdiagError, OSError):
+class BpfError(EngineUnavailable):
     """bpf(2) failed; ``errno`` says how."""
 
 
@@ -70,9 +70,6 @@ class VerifierError(BpfError):
         super().__init__(errno, f"the kernel's verifier rejected {where}:\n{last}")
         self.where = where
         self.log = log
-
-    def __str__(self) -> str:
-        return str(self.args[1])
 
 
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
