@@ -71,20 +71,33 @@ class Auto:
         return _open(ENGINES[-1]).stream(request)
 
 
+#: Engines keep what the next request can use again: loaded programs, an open /proc.
+_opened: dict[str, Engine] = {}
+
+
 def _open(name: str) -> Engine:
+    # Asked each time: a process may give up its privileges, and what it loaded with them.
+    if name == "kernel" and not may_load_bpf():
+        _opened.pop(name, None)
+        raise EngineUnavailable(
+            errno.EPERM,
+            "the kernel engine needs CAP_BPF and CAP_PERFMON (or root): see taskdiag doctor",
+        )
+    if name not in _opened:
+        _opened[name] = _make(name)
+    return _opened[name]
+
+
+def _make(name: str) -> Engine:
     # Imported here: a command loads the engine that answers it and no other.
     if name == "kernel":
-        if not may_load_bpf():
-            raise EngineUnavailable(
-                errno.EPERM,
-                "the kernel engine needs CAP_BPF and CAP_PERFMON (or root): see taskdiag doctor",
-            )
         from .kernel import KernelEngine
 
         return KernelEngine()
     if name == "service":
-        # Until there is a client of the service in this package.
-        raise EngineUnavailable("this version has no service engine")
+        from .service import ServiceEngine
+
+        return ServiceEngine()
     from .procfs import ProcfsEngine
 
     return ProcfsEngine()
