@@ -4,4 +4,20 @@ from __future__ import annotations
 
 from .engine import KernelEngine
 
-__all__ = ("KernelEngine",)
+__all__ = ("KernelEngine", "served")
+
+
+def served() -> dict[str, str]:
+    """Who serves each group on the running kernel: "bpf" or "procfs", by the group's name.
+
+    >>> served()["VMA_STAT"]
+    'procfs'
+
+    Says what the kernel has, not what this user may do with it; `compile.served` gives
+    the reasons.  Raises EngineUnavailable if the kernel has no BTF.
+    """
+    from .compile import served as lacking
+    from .facts import Facts
+
+    groups = lacking(Facts.live()).items()
+    return {str(show.name): "procfs" if why else "bpf" for show, why in groups}
