@@ -31,6 +31,7 @@ __all__ = (
     "NLMSGHDR",
     "NLMSG_ERROR",
     "NLM_F_MULTI",
+    "ORDER",
     "REQUEST",
     "REQUEST_SIZE",
     "RESPONSE",
@@ -852,16 +853,22 @@ SCHED = Group(
     Attr.SCHED,
 )
 
-#: The groups with a fixed layout, by attribute type.  CMDLINE is bare bytes and
-#: VMA records are `VMA` structures with names and statistics behind them.
+#: The groups with a fixed layout, by attribute type, in the order that our messages have
+#: them.  CMDLINE is bare bytes and VMA records are `VMA` structures with names and
+#: statistics behind them.
 GROUPS: dict[Attr, Group] = {
     Attr.BASE: BASE,
     Attr.CRED: CRED,
     Attr.STAT: STAT,
-    Attr.STATM: STATM,
     Attr.TTY: TTY,
     Attr.SCHED: SCHED,
+    Attr.STATM: STATM,
 }
+#: The order of all attributes in our messages.  Readers must not rely on it, but may be
+#: fast where it holds: what a task without memory lacks comes last, so the rest is always
+#: in the same place.
+ORDER = (*GROUPS, Attr.CMDLINE, Attr.VMA)
+
 
 
 def field(name: str) -> tuple[Group, Field]:

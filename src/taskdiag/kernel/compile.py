@@ -56,11 +56,6 @@ CONVERSIONS: dict[str, Callable[[Emitter], None]] = {
     "uid": cred.uid,
 }
 
-# In the order of the message.  STATM is last of the fixed ones: a task without memory
-# has none, and then the message just ends before it.
-_ORDER = (Attr.BASE, Attr.CRED, Attr.STAT, Attr.TTY, Attr.SCHED, Attr.STATM)
-
-
 class Program:
     """A compiled request.
 
@@ -99,7 +94,7 @@ def compile_request(request: Request, facts: Facts, viewer: Viewer, host: Host) 
     show = request.show
     sleepable = bool(show & Show.CMDLINE)
     arena = bool(show & (Show.CMDLINE | Show.VMA))
-    groups = [attr for attr in _ORDER if show & (1 << attr)]
+    groups = [attr for attr in abi.GROUPS if show & (1 << attr)]
     offsets: dict[Attr, int] = {}
     at = _HEAD
     for attr in groups:

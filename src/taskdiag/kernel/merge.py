@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from ..abi import DEFERRED, MSG, Attr, Show
+from ..abi import DEFERRED, MSG, ORDER, Attr, Show
 from ..errors import EngineUnavailable
 from ..netlink import attributes, in_order, messages, pack_task
 from ..procfs import attributes as procfs_attributes
@@ -56,7 +56,7 @@ def _messages(data: bytes, request: Request, elsewhere: Show, proc: int) -> list
             answer = procfs_attributes(tgid, pid, wanted, whole=not request.threads, root=proc)
             if answer is not None:
                 attrs, vmas = answer
-                plain = sorted(found + attrs, key=lambda item: item[0])
+                plain = sorted(found + attrs, key=lambda item: ORDER.index(Attr(item[0])))
                 done.append(pack_task(pid, tgid, plain, vmas, seq))
         else:
             done.append(data[at : at + length])

@@ -49,7 +49,7 @@ class Plan:
         #: (attribute type, payload function, whether it needs an address space)
         self.fixed: list[tuple[int, Fill, bool]] = [
             (int(attr), *compiler.group(group))
-            for attr, group in sorted(abi.GROUPS.items())
+            for attr, group in abi.GROUPS.items()
             if show & Show[attr.name]
         ]
         #: Whether /proc/PID/stat is read.

@@ -101,7 +101,7 @@ class Table:
                 assert group.attr is not None
                 self._fields[item.name] = group.attr, item.offset, item.code
                 attrs.add(group.attr)
-        self._attrs = sorted(attrs - {Attr.CMDLINE})
+        self._attrs = [attr for attr in GROUPS if attr in attrs]
         self._cmdline = Attr.CMDLINE in attrs
         #: The show flags that a request for this table needs.
         self.show = Show(sum(1 << attr for attr in attrs)) or Show.BASE
