@@ -89,17 +89,25 @@ class Code:
 
     ``insns`` is the bytecode; ``maps`` says which instructions load a map, by the
     map's name, for whoever loads the program to fill in descriptors; ``notes`` are
-    what the code says about itself: (instruction, text).
+    what the code says about itself: (instruction, text).  Only people ask for the
+    rest: ``labels`` are names of instructions, ``comments`` texts to instructions.
     """
 
-    __slots__ = ("insns", "maps", "notes")
+    __slots__ = ("comments", "insns", "labels", "maps", "notes")
 
     def __init__(
-        self, insns: bytes, maps: list[tuple[int, str]], notes: list[tuple[int, str]]
+        self,
+        insns: bytes,
+        maps: list[tuple[int, str]],
+        notes: list[tuple[int, str]],
+        labels: dict[str, int],
+        comments: dict[int, str] | None = None,
     ) -> None:
         self.insns = insns
         self.maps = maps
         self.notes = notes
+        self.labels = labels
+        self.comments = comments or {}
 
     def note_at(self, insn: int) -> str:
         """The note in force at an instruction: what the code there is for."""
@@ -249,7 +257,8 @@ class Assembler:
             code, regs, off, _ = insns[at]
             insns[at] = code, regs, off, self._resolve(name) - at - 1
         pack = INSN.pack
-        return Code(b"".join([pack(*insn) for insn in insns]), list(self._maps), list(self._notes))
+        code = b"".join([pack(*insn) for insn in insns])
+        return Code(code, list(self._maps), list(self._notes), self._labels)
 
     def _resolve(self, name: str) -> int:
         try:

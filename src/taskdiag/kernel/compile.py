@@ -86,10 +86,17 @@ def served(facts: Facts, *, threads: bool = False) -> dict[Show, str]:
     return answer
 
 
-def compile_request(request: Request, facts: Facts, viewer: Viewer, host: Host) -> Program:
+def compile_request(
+    request: Request,
+    facts: Facts,
+    viewer: Viewer,
+    host: Host,
+    emitter: type[Emitter] = Emitter,
+) -> Program:
     """Make the program for a request, all of whose groups must be `served`.
 
     ``host`` must have ``per_cpu`` for STATM, ``special_ops`` and ``gate`` for VMA.
+    ``emitter`` may be one that takes down more about the code (`annotate`).
     """
     show = request.show
     sleepable = bool(show & Show.CMDLINE)
@@ -100,7 +107,7 @@ def compile_request(request: Request, facts: Facts, viewer: Viewer, host: Host) 
     for attr in groups:
         offsets[attr] = at + 4
         at += 4 + abi.GROUPS[attr].size
-    c = Emitter(facts, viewer, threads=request.threads, size=at, arena=arena, host=host)
+    c = emitter(facts, viewer, threads=request.threads, size=at, arena=arena, host=host)
 
     _prologue(c, request)
     _header(c, request.seq)
