@@ -189,9 +189,13 @@ class Field:
 
     ``ctype`` is one of u8, u16, u32, i32, u64 and ``char[N]``; ``offset`` counts
     from the start of the structure.  ``unit`` is what a number counts.
+
+    ``visible`` says who may see it: "ptrace" is whoever may see the task, which is what
+    ptrace_may_access() decides; "root" is for what not even a task's owner may see (a
+    kernel pointer), and a request for it by anyone without CAP_SYS_PTRACE is refused.
     """
 
-    __slots__ = ("ctype", "doc", "kernel", "name", "offset", "procfs", "unit")
+    __slots__ = ("ctype", "doc", "kernel", "name", "offset", "procfs", "unit", "visible")
 
     def __init__(
         self,
@@ -203,7 +207,10 @@ class Field:
         unit: str = "",
         kernel: str = "",
         procfs: str = "",
+        visible: str = "ptrace",
     ) -> None:
+        if visible not in ("ptrace", "root"):
+            raise AssertionError(f"{name}: nobody is called {visible}")
         self.name = name
         self.ctype = ctype
         self.offset = offset
@@ -211,6 +218,7 @@ class Field:
         self.unit = unit
         self.kernel = kernel
         self.procfs = procfs
+        self.visible = visible
 
     @property
     def code(self) -> str:
@@ -259,6 +267,11 @@ class Group:
             out += item.code
             at = item.offset + item.size
         return out + f"{self.size - at}x" if at < self.size else out
+
+    @property
+    def visible(self) -> str:
+        """Who may see the group: whoever may see all of its fields."""
+        return "root" if any(item.visible == "root" for item in self.fields) else "ptrace"
 
     def __getitem__(self, name: str) -> Field:
         for item in self.fields:

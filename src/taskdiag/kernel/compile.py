@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from .. import abi
 from ..abi import NLM_F_MULTI, RESPONSE, Attr, Dump, Show
-from . import cmdline, cred, mm, pid, sched, tty, vma
+from . import access, cmdline, cred, mm, pid, sched, tty, vma
 from .asm import R0, R1, R2, R3, R4, Code
 from .emit import ARENA, ARENA_LOCALS, FLAGS, MM, SIGNAL, TASK, Emitter
 
@@ -99,6 +99,7 @@ def compile_request(
     ``emitter`` may be one that takes down more about the code (`annotate`).
     """
     show = request.show
+    access.check_groups(show, viewer.rule)
     sleepable = bool(show & Show.CMDLINE)
     arena = bool(show & (Show.CMDLINE | Show.VMA))
     groups = [attr for attr in abi.GROUPS if show & (1 << attr)]
@@ -135,6 +136,7 @@ def compile_request(
             with _rcu(c, sleepable):
                 vma.emit(c)
         _settle_mm(c)
+        access.again(c)
     _identity(c, offsets.get(Attr.BASE))
     c.note("write")
     if arena:
@@ -158,6 +160,7 @@ def compile_request(
     if show & Show.STAT:
         c.note("stat.utime")
         sched.mul_div(c)
+    access.subprograms(c)
     return Program(c.assemble(), sleepable=sleepable, arena=arena)
 
 
@@ -194,6 +197,7 @@ def _prologue(c: Emitter, request: Request) -> None:
         c.follow(R1, TASK, "task_struct", "pid")
         c.follow(R2, TASK, "task_struct", "tgid")
         c.jump("!=", R1, R2, "skip", bits=32)
+    access.filter_task(c)
     if request.strategy == Dump.CHILDREN:
         c.note("children")
         pid.parent_nr(c)

@@ -1,18 +1,68 @@
-"""Whose eyes a program sees through: pid namespace and user namespace.
+"""Whose eyes a program sees through: pid namespace, user namespace and access rule.
 
 Numbers in an answer are those of the viewer's pid namespace, ids those of its user
-namespace.
+namespace, and tasks those that its credentials may see.
 """
 
 from __future__ import annotations
 
-__all__ = ("INIT_PID_NS", "Extents", "Viewer")
+__all__ = ("CAP_SYS_PTRACE", "INIT_PID_NS", "INIT_USER_NS", "Extents", "Rule", "Viewer")
 
 #: ``PROC_PID_INIT_INO`` (include/linux/proc_ns.h): the first pid namespace's inode number.
 INIT_PID_NS = 0xEFFFFFFC
+#: ``PROC_USER_INIT_INO``: the first user namespace's.
+INIT_USER_NS = 0xEFFFFFFD
+
+#: As a bit of a capability set (include/uapi/linux/capability.h).
+CAP_SYS_PTRACE = 1 << 19
 
 #: A user namespace's map as the kernel keeps it: (id inside, the kernel's id, count).
 Extents = tuple[tuple[int, int, int], ...]
+
+
+class Rule:
+    """What `access` needs to know of a viewer that may not see everything.
+
+    ``fsuid``, ``fsgid`` and ``euid`` are the kernel's own numbers, ``caps`` the effective
+    capabilities.  The user namespace is told by its ``level`` (0 is the host's), and
+    below that by its address, inode number, owner and ``ns_id``.  ``process`` is the
+    viewer's own process, which it may always see, as (tgid, start time in ns), both the
+    host's; None where that makes no difference.
+    """
+
+    __slots__ = (
+        "caps", "euid", "fsgid", "fsuid", "inum", "level", "namespace", "ns_id", "owner",
+        "process",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        fsuid: int,
+        fsgid: int,
+        euid: int,
+        caps: int = 0,
+        *,
+        level: int = 0,
+        namespace: int = 0,
+        inum: int = INIT_USER_NS,
+        owner: int = 0,
+        ns_id: int = 0,
+        process: tuple[int, int] | None = None,
+    ) -> None:
+        self.fsuid = fsuid
+        self.fsgid = fsgid
+        self.euid = euid
+        self.caps = caps
+        self.level = level
+        self.namespace = namespace
+        self.inum = inum
+        self.owner = owner
+        self.ns_id = ns_id
+        self.process = process
+
+    def key(self) -> tuple[object, ...]:
+        """Everything that the rule's code depends on."""
+        return tuple(getattr(self, name) for name in self.__slots__)
 
 
 class Viewer:
@@ -20,10 +70,12 @@ class Viewer:
 
     ``level`` is how deep its pid namespace lies (0 is the host's) and ``pid_ns`` that
     namespace's inode number.  ``uid_map`` and ``gid_map`` are None in the first user
-    namespace, where ids are the kernel's own.
+    namespace, where ids are the kernel's own.  Without a ``rule`` it sees every task.
     """
 
-    __slots__ = ("gid_map", "level", "overflow_gid", "overflow_uid", "pid_ns", "uid_map")
+    __slots__ = (
+        "gid_map", "level", "overflow_gid", "overflow_uid", "pid_ns", "rule", "uid_map"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -33,6 +85,7 @@ class Viewer:
         gid_map: Extents | None = None,
         overflow_uid: int = 65534,
         overflow_gid: int = 65534,
+        rule: Rule | None = None,
     ) -> None:
         self.level = level
         self.pid_ns = pid_ns
@@ -40,10 +93,11 @@ class Viewer:
         self.gid_map = gid_map
         self.overflow_uid = overflow_uid
         self.overflow_gid = overflow_gid
+        self.rule = rule
 
     def key(self) -> tuple[object, ...]:
         """Everything that a program made for this viewer depends on."""
         return (
             self.level, self.pid_ns, self.uid_map, self.gid_map,
-            self.overflow_uid, self.overflow_gid,
+            self.overflow_uid, self.overflow_gid, None if self.rule is None else self.rule.key(),
         )  # fmt: skip

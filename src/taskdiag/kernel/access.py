@@ -1,0 +1,217 @@
+"""Who may see what: ``ptrace_may_access(task, PTRACE_MODE_READ_FSCREDS)`` in the program.
+
+It is what decides about a task in a procfs mounted with hidepid=2 (fs/proc/base.c,
+``has_pid_permissions``), so an answer shows the tasks that such a mount would list,
+and what is not visible never leaves the kernel.  kernel/ptrace.c
+(``__ptrace_may_access``), security/commoncap.c (``cap_ptrace_access_check``,
+``cap_capable``).
+
+What other security modules would add is not asked here: see docs/security.md.
+"""
+
+from __future__ import annotations
+
+from .asm import R0, R1, R2, R3, R6, R7, R8, R9
+from .viewer import CAP_SYS_PTRACE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..abi import Show
+    from .asm import Reg
+    from .emit import Emitter
+    from .viewer import Rule
+
+__all__ = ("again", "check_groups", "filter_task", "subprograms")
+
+# include/linux/mm_types.h (MMF_DUMPABLE_MASK), include/linux/coredump.h; macros.
+_DUMPABLE_MASK = 3
+_SUID_DUMP_USER = 1
+#: User namespaces nest this deep (create_user_ns(): level > 32 is refused), and one more.
+_DEEPEST = 34
+
+
+def check_groups(show: Show, rule: Rule | None) -> None:
+    """Raises AccessDenied if a group holds a field that is for root only, and ``rule`` is
+    that of someone else.  Such a request is refused: an answer without it would look whole.
+    """
+    if rule is None:
+        return
+    from ..abi import GROUPS
+
+    for attr, group in GROUPS.items():
+        if show & (1 << attr) and group.visible == "root":
+            from ..errors import AccessDenied
+
+            raise AccessDenied(1, f"group {attr.name.lower()} is for root only")
+
+
+def filter_task(c: Emitter) -> None:
+    """Leave the program unless the viewer may see the task in R6."""
+    if c.viewer.rule is None:
+        return
+    c.note("access")
+    c.mov(R1, R6)
+    c.call_local("access")
+    c.jump("==", R0, 0, "skip")
+
+
+def again(c: Emitter) -> None:
+    """The same once more, after the task's memory was read.
+
+    A task that executes a setuid program between the first look and the reading would
+    else show mappings and arguments that it gained by that.
+    """
+    filter_task(c)
+
+
+def subprograms(c: Emitter) -> None:
+    """What `filter_task` calls; to be put behind the program's end."""
+    rule = c.viewer.rule
+    if rule is None:
+        return
+    c.note("access")
+    c.label("access")
+    _may_access(c, rule)
+    c.label("access.capable")
+    _capable(c, rule)
+
+
+def _may_access(c: Emitter, rule: Rule) -> None:
+    """The subprogram ``__ptrace_may_access(R1)``: R0 = 1 if the viewer may, else 0."""
+    c.mov(R6, R1)
+    if rule.process is not None:
+        # same_thread_group()
+        tgid, start = rule.process
+        c.follow(R1, R6, "task_struct", "tgid")
+        c.jump("!=", R1, tgid, "access.other", bits=32)
+        c.follow(R1, R6, "task_struct", "group_leader->start_boottime")
+        c.mov(R2, start)
+        c.jump("==", R1, R2, "access.yes")
+        c.label("access.other")
+    # R7 = the target's credentials, R8 = their user namespace, R9 = whether ids match.
+    c.load(R7, R6, c.facts.member("task_struct", "real_cred").offset)
+    c.load(R8, R7, c.facts.member("cred", "user_ns").offset)
+    for members, own in (
+        (("euid", "suid", "uid"), rule.fsuid),
+        (("egid", "sgid", "gid"), rule.fsgid),
+    ):
+        for member in members:
+            c.follow(R1, R7, "cred", member)
+            c.jump("!=", R1, _imm(own), "access.stranger", bits=32)
+    c.mov(R9, 1)
+    c.goto("access.memory")
+    c.label("access.stranger")
+    c.mov(R9, 0)
+    _require_capable(c, R8)
+
+    c.label("access.memory")
+    c.load(R1, R6, c.facts.member("task_struct", "mm").offset)
+    c.jump("==", R1, 0, "access.no memory")
+    # A word, and since v6.18 a structure that starts with the same word.
+    c.load(R2, R1, c.facts.member("mm_struct", "flags").offset)
+    c.alu("and", R2, _DUMPABLE_MASK)
+    c.jump("==", R2, _SUID_DUMP_USER, "access.dumpable")
+    c.load(R1, R1, c.facts.member("mm_struct", "user_ns").offset)
+    c.call_local("access.capable")
+    c.jump("==", R0, 0, "access.no")
+    c.goto("access.dumpable")
+    c.label("access.no memory")
+    # Since Linux kernel commit 31e62c2ebbfd ("ptrace: slightly saner 'get_dumpable()'
+    # logic") of May 2026, which went into the stable kernels too, tasks remember what they
+    # were when their memory is gone, and kernel threads are for those with CAP_SYS_PTRACE
+    # over the host.
+    if c.facts.has_member("task_struct", "user_dumpable"):
+        bit = c.facts.member("task_struct", "user_dumpable")
+        c.load(R1, R6, bit.offset, bit.size)
+        c.alu("and", R1, 1 << bit.bit_offset)
+        # A viewer with that capability has no rule at all.
+        c.jump("==", R1, 0, "access.no")
+
+    c.label("access.dumpable")
+    # For a stranger the capability over the namespace was asked for above.
+    c.jump("==", R9, 0, "access.yes")
+    _same_namespace(c, rule, R8, "access.foreign")
+    c.load(R1, R7, c.facts.member("cred", "cap_permitted").offset)
+    c.mov(R2, ~rule.caps & 0xFFFFFFFFFFFFFFFF)
+    c.alu("and", R1, R2)
+    c.jump("==", R1, 0, "access.yes")
+    c.label("access.foreign")
+    _require_capable(c, R8)
+    c.label("access.yes")
+    c.mov(R0, 1)
+    c.exit()
+    c.label("access.no")
+    c.mov(R0, 0)
+    c.exit()
+
+
+def _require_capable(c: Emitter, namespace: Reg) -> None:
+    c.mov(R1, namespace)
+    c.call_local("access.capable")
+    c.jump("==", R0, 0, "access.no")
+
+
+def _capable(c: Emitter, rule: Rule) -> None:
+    """The subprogram ``ns_capable(R1, CAP_SYS_PTRACE)``: R0 = 1 or 0.
+
+    Over a namespace below the viewer's own holds power whoever has the capability in
+    its own, and the owner of its next descendant on the way: the kernel's loop upwards
+    ends there, so that is where this one goes at once.
+    """
+    level = c.facts.member("user_namespace", "level")
+    own = bool(rule.caps & CAP_SYS_PTRACE)
+    c.mov(R3, _DEEPEST)
+    c.label("capable.up")
+    c.load(R2, R1, level.offset, level.size)
+    c.jump("<=", R2, rule.level + 1, "capable.near", bits=32)
+    c.load(R1, R1, c.facts.member("user_namespace", "parent").offset)
+    c.alu("sub", R3, 1)
+    c.jump("!=", R3, 0, "capable.up")
+    c.goto("capable.no")
+    c.label("capable.near")
+    c.jump("<", R2, rule.level, "capable.no", bits=32)
+    c.mov(R6, R1)
+    c.jump("==", R2, rule.level, "capable.own", bits=32)
+    c.load(R7, R6, c.facts.member("user_namespace", "parent").offset)
+    _same_namespace(c, rule, R7, "capable.no")
+    if not own:
+        c.follow(R1, R6, "user_namespace", "owner")
+        c.jump("!=", R1, _imm(rule.euid), "capable.no", bits=32)
+    c.label("capable.yes")
+    c.mov(R0, 1)
+    c.exit()
+    c.label("capable.own")
+    if own:
+        _same_namespace(c, rule, R6, "capable.no")
+        c.goto("capable.yes")
+    c.label("capable.no")
+    c.mov(R0, 0)
+    c.exit()
+
+
+def _same_namespace(c: Emitter, rule: Rule, namespace: Reg, other: str) -> None:
+    """Go to ``other`` unless the user namespace is the viewer's own."""
+    level = c.facts.member("user_namespace", "level")
+    c.load(R1, namespace, level.offset, level.size)
+    # There is one at level 0.
+    c.jump("!=", R1, rule.level, other, bits=32)
+    if not rule.level:
+        return
+    # The descriptor of an answer may outlive the namespace, whose address and number
+    # are then given to others.
+    c.mov(R2, rule.namespace)
+    c.jump("!=", namespace, R2, other)
+    for member, value in (("ns.inum", rule.inum), ("owner", rule.owner)):
+        c.follow(R1, namespace, "user_namespace", member)
+        c.jump("!=", R1, _imm(value), other, bits=32)
+    # Since v6.18 namespaces have a number that is never given again.
+    if c.facts.has_member("user_namespace", "ns.ns_id"):
+        c.follow(R1, namespace, "user_namespace", "ns.ns_id")
+        c.mov(R2, rule.ns_id)
+        c.jump("!=", R1, R2, other)
+
+
+def _imm(value: int) -> int:
+    """A u32 as the signed immediate that has the same 32 bits."""
+    value &= 0xFFFFFFFF
+    return value - (1 << 32) if value & 0x80000000 else value
