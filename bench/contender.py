@@ -1,0 +1,189 @@
+"""Those who compete: each does its job once per call and says how long it took."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+__all__ = ("ENVIRONMENT", "Command", "Contender", "Iterator", "Reader", "RunError", "Worker")
+
+#: Whole commands run with this and nothing else, so that every host measures alike.
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C.UTF-8",
+    "HOME": os.environ.get("HOME", "/root"),
+    "COLUMNS": "200",
+}
+
+
+class RunError(Exception):
+    """A contender failed; the message says how."""
+
+
+class Contender(Protocol):
+    """Somebody who does a job."""
+
+    @property
+    def label(self) -> str:
+        """What it is called in the table."""
+
+    def run(self) -> float:
+        """Do the job once; gives the seconds that it took.  Raises RunError."""
+
+
+class Command:
+    """A whole command, from its start to its end, with its output thrown away."""
+
+    def __init__(self, label: str, argv: Sequence[str | Path]) -> None:
+        self.label = label
+        self.argv = [str(word) for word in argv]
+
+    def run(self) -> float:
+        """Spawn it and wait for it."""
+        null = os.open(os.devnull, os.O_RDWR)
+        actions = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1)]
+        try:
+            start = time.perf_counter()
+            pid = os.posix_spawn(self.argv[0], self.argv, ENVIRONMENT, file_actions=actions)
+            try:
+                _, status = os.waitpid(pid, 0)
+            except BaseException:
+                os.kill(pid, 9)
+                os.waitpid(pid, 0)
+                raise
+            seconds = time.perf_counter() - start
+        finally:
+            os.close(null)
+        if status:
+            raise RunError(f"{' '.join(self.argv)}: status {status}")
+        return seconds
+
+    def output(self) -> str:
+        """What it prints."""
+        done = subprocess.run(
+            self.argv, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
+        if done.returncode:
+            raise RunError(f"{' '.join(self.argv)}: {done.stderr.decode().strip()}")
+        return done.stdout.decode("utf-8", "replace")
+
+
+class Reader(Command):
+    """A C program that measures itself and prints nanoseconds first."""
+
+    def run(self) -> float:
+        """Run it; what it takes to start and end is not counted."""
+        return int(self.output().split()[0]) / 1e9
+
+    def check_output(self) -> str:
+        """What it prints with an argument: what it read."""
+        return Command(self.label, [*self.argv, "check"]).output()
+
+
+class _Process:
+    """A process that answers a line with a line, for as long as the benchmark runs."""
+
+    def __init__(self, argv: Sequence[str | Path]) -> None:
+        self._process = subprocess.Popen(
+            [str(word) for word in argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=ENVIRONMENT,
+        )  # fmt: skip
+
+    def ask(self, line: str) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise RunError("a helper process died") from None
+        answer = self._process.stdout.readline().decode()
+        if not answer:
+            raise RunError("a helper process died")
+        return answer
+
+    def read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().decode()
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+class Worker:
+    """A Python interpreter that runs jobs of `bench.worker` in the clean installation.
+
+    ``extra`` is a directory that holds psutil, appended to the module path.
+    """
+
+    def __init__(self, python: Path, extra: str = "") -> None:
+        script = Path(__file__).with_name("worker.py")
+        self._process = _Process([python, "-I", script, *([extra] if extra else [])])
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Do a job.  Raises RunError if it fails."""
+        answer: dict[str, Any] = json.loads(
+            self._process.ask(json.dumps({"do": do, **arguments}))
+        )
+        if "error" in answer:
+            raise RunError(f"{do} {arguments}: {answer['error']}")
+        return answer
+
+    def contender(self, label: str, do: str, **arguments: Any) -> _Asked:
+        """A job as a contender."""
+        return _Asked(self, label, do, arguments)
+
+    def close(self) -> None:
+        """End it."""
+        self._process.close()
+
+
+class _Asked:
+    def __init__(self, worker: Worker, label: str, do: str, arguments: Mapping[str, Any]) -> None:
+        self.label = label
+        self._worker = worker
+        self._do = do
+        self._arguments = arguments
+
+    def run(self) -> float:
+        """Ask the worker; its own measure counts."""
+        seconds: float = self._worker.ask(self._do, **self._arguments)["seconds"]
+        return seconds
+
+    def save(self, path: Path) -> None:
+        """Write its answer to a file, for a check."""
+        self._worker.ask(self._do, **self._arguments, path=str(path))
+
+
+class Iterator:
+    """A C BPF iterator, loaded once."""
+
+    def __init__(self, label: str, loader: Path, code: Path, program: str) -> None:
+        self.label = label
+        self._process = _Process([loader, code, program])
+        if self._process.read().strip() != "ready":
+            self.close()
+            raise RunError("libbpf could not load the C iterator")
+
+    def run(self) -> float:
+        """Attach, read to the end, detach; its own measure counts."""
+        return int(self._process.ask("").split()[0]) / 1e9
+
+    def save(self, path: Path) -> None:
+        """Write its answer to a file, for a check."""
+        self._process.ask(str(path))
+
+    def close(self) -> None:
+        """End it."""
+        self._process.close()
+
+
+def note(text: str) -> None:
+    """Tell the person who watches."""
+    print(text, file=sys.stderr, flush=True)

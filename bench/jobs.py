@@ -1,0 +1,236 @@
+"""The jobs: each pairs what we do with the one who does it today.
+
+One job per row of the table of goals; those without a ``target`` are told for interest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import checks
+from .contender import Command, Contender, Iterator, Reader
+from .host import Host, Missing
+from .measure import pair
+
+__all__ = ("JOBS", "Job", "run")
+
+Pair = tuple[Contender, Contender]
+
+
+class Job:
+    """A job by name.
+
+    ``build`` gives our contender and the peer; ``check``, given them and the pids of the
+    population, raises CheckError if their answers differ and tells how many were compared.
+    ``target`` is the ratio of their times to reach, or not to exceed where ``at_most``
+    (then it is our time by the peer's).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        build: Callable[[Host], Any],
+        check: Callable[[Host, Any, Any, Sequence[int]], int],
+        target: float | None = None,
+        *,
+        at_most: bool = False,
+        tasks: int = 50_000,
+        threads: int = 1,
+    ) -> None:
+        self.name = name
+        self.title = title
+        self.build = build
+        self.check = check
+        self.target = target
+        self.at_most = at_most
+        self.tasks = tasks
+        self.threads = threads
+
+
+def run(job: Job, host: Host, members: Sequence[int], runs: int) -> dict[str, Any]:
+    """Check a job's pair, then measure it.  Raises Missing, CheckError, RunError."""
+    ours, peer = job.build(host)
+    with contextlib.ExitStack() as stack:
+        for contender in (ours, peer):
+            if isinstance(contender, Iterator):
+                stack.callback(contender.close)
+        checked = job.check(host, ours, peer, members)
+        found = pair(ours, peer, runs)
+    if job.at_most:
+        found["ratio"] = 1 / found["ratio"]
+        found["ratio_spread"] = [1 / ratio for ratio in reversed(found["ratio_spread"])]
+    met = None
+    if job.target is not None:
+        met = found["ratio"] <= job.target if job.at_most else found["ratio"] >= job.target
+    return {
+        "name": job.name,
+        "title": job.title,
+        "checked": checked,
+        **found,
+        "target": job.target,
+        "at_most": job.at_most,
+        "met": met,
+    }
+
+
+# --- Contenders -------------------------------------------------------------------
+
+
+def _tool(name: str) -> str:
+    found = shutil.which(name, path="/usr/bin:/bin:/usr/sbin:/sbin")
+    if not found:
+        raise Missing(f"{name} is not installed")
+    return found
+
+
+def _ps(*args: str) -> Callable[[Host], Pair]:
+    def build(host: Host) -> Pair:
+        words = " ".join(args)
+        return (
+            Command(f"taskdiag ps {words}", [host.installation.command, "ps", *args]),
+            Command(f"ps {words}", [_tool("ps"), *args]),
+        )
+
+    return build
+
+
+def _top(host: Host) -> Pair:
+    columns = "pid,user,priority,nice,vsz,rss,s,pcpu,pmem,time,comm"
+    return (
+        Command(f"taskdiag ps -eo {columns}", [host.installation.command, "ps", "-eo", columns]),
+        Command("top -b -n 1", [_tool("top"), "-b", "-n", "1"]),
+    )
+
+
+def _stream(host: Host, show: str, strategy: int = 0) -> Any:
+    return host.worker.contender(
+        f"taskdiag.stream({show!r})", "stream", engine="kernel", show=show, strategy=strategy
+    )
+
+
+def _read_stat(host: Host) -> Pair:
+    peer = Reader("C: read /proc/PID/stat", [host.toolbox.program("read_stat")])
+    return _stream(host, "base,stat"), peer
+
+
+def _read_threads(host: Host) -> Pair:
+    peer = Reader("C: read task/*/status, maps", [host.toolbox.program("read_threads")])
+    return _stream(host, "base,vma", 2), peer
+
+
+def _ten(engine: str) -> Callable[[Host], Pair]:
+    def build(host: Host) -> Pair:
+        if not host.psutil:
+            raise Missing("psutil is not installed: pip install psutil")
+        host.worker.ask("imports", modules=["taskdiag", "psutil"])
+        return (
+            host.worker.contender(f"taskdiag.dump, {engine}", "ten", engine=engine),
+            host.worker.contender("psutil.process_iter", "ten_psutil"),
+        )
+
+    return build
+
+
+def _iterator(show: str) -> Callable[[Host], Pair]:
+    def build(host: Host) -> Pair:
+        program = show.replace(",", "_")
+        peer = Iterator(f"C iterator, {show}", *host.toolbox.iterator(), program)
+        return _stream(host, show), peer
+
+    return build
+
+
+# --- Checks -----------------------------------------------------------------------
+
+
+def _table(column: int, *without: int) -> Callable[[Host, Any, Any, Sequence[int]], int]:
+    def check(host: Host, ours: Command, peer: Command, members: Sequence[int]) -> int:
+        mine, theirs = (
+            checks.lines_by_pid(who.output(), column, without) for who in (ours, peer)
+        )
+        return checks.same(members, mine, theirs)
+
+    return check
+
+
+def _top_check(host: Host, ours: Command, peer: Command, members: Sequence[int]) -> int:
+    # Columns and units differ; that both show every process, under the same name, does not.
+    mine, theirs = (
+        {pid: words[-1] for pid, words in checks.lines_by_pid(who.output(), 0).items()}
+        for who in (ours, peer)
+    )
+    return checks.same(members, mine, theirs)
+
+
+def _saved(host: Host, contender: Any, name: str) -> Path:
+    path = host.file(name)
+    contender.save(path)
+    return path
+
+
+def _stat_check(host: Host, ours: Any, peer: Reader, members: Sequence[int]) -> int:
+    mine = checks.stats_of(_saved(host, ours, "ours").read_bytes())
+    return checks.same(members, mine, checks.stat_lines(peer.check_output()))
+
+
+def _threads_check(host: Host, ours: Any, peer: Reader, members: Sequence[int]) -> int:
+    mine = checks.maps_of(_saved(host, ours, "ours").read_bytes())
+    return checks.same(members, mine, checks.map_lines(peer.check_output()))
+
+
+def _ten_check(host: Host, ours: Any, peer: Any, members: Sequence[int]) -> int:
+    mine = checks.json_rows(_saved(host, ours, "ours"), psutil=False)
+    theirs = checks.json_rows(_saved(host, peer, "peer"), psutil=True)
+    return checks.same(members, mine, theirs)
+
+
+def _bytes_check(host: Host, ours: Any, peer: Any, members: Sequence[int]) -> int:
+    mine = checks.bytes_of(_saved(host, ours, "ours").read_bytes())
+    return checks.same(members, mine, checks.bytes_of(_saved(host, peer, "peer").read_bytes()))
+
+
+JOBS = (
+    Job(
+        "ps-pid-ppid",
+        "ps ax -o pid,ppid, whole command",
+        _ps("ax", "-o", "pid,ppid"),
+        _table(0),
+        25,
+    ),
+    # %CPU (2) falls and START (8) is relative to a boot time that each computes for itself.
+    Job("ps-aux", "ps aux, whole command", _ps("aux"), _table(1, 2, 8), 20),
+    Job("top", "a screen of top, whole command", _top, _top_check),
+    Job("base-stat", "BASE and STAT of every process", _read_stat, _stat_check, 10),
+    Job("python-ten", "ten attributes in Python", _ten("kernel"), _ten_check, 100),
+    Job("python-ten-procfs", "the same by the procfs engine", _ten("procfs"), _ten_check, 5),
+    Job(
+        "kernel-c-iterator",
+        "the kernel engine, BASE",
+        _iterator("base"),
+        _bytes_check,
+        1.15,
+        at_most=True,
+    ),
+    Job(
+        "kernel-c-iterator-stat",
+        "the kernel engine, BASE and STAT",
+        _iterator("base,stat"),
+        _bytes_check,
+        1.15,
+        at_most=True,
+    ),
+    Job(
+        "threads-vmas",
+        "every thread and every mapping",
+        _read_threads,
+        _threads_check,
+        10,
+        tasks=10_000,
+        threads=5,
+    ),
+)

@@ -1,0 +1,168 @@
+"""Populations: many processes that sleep, each with a name of its own, made fast.
+
+They are children of one C program (c/population.c) and end with it: at the end of the
+``with`` block, on a signal or an exception, and even if this process is killed outright.
+
+    >>> with Population(toolbox, threads=5) as people:
+    ...     people.grow(10_000)
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+from . import limits
+from .limits import LimitError
+from .peers import Toolbox
+
+__all__ = ("NAME", "TITLE", "Population", "Progress")
+
+#: What the members are called: this and their number.
+NAME = "bench-"
+#: Their last argument, before each writes its number over it.
+TITLE = "0000000"
+
+#: Members made first, to see how much memory one takes.
+_SAMPLE = 500
+#: What a process takes before that was measured, and what is left to everyone else.
+_GUESS = 400 << 10
+_RESERVE = 512 << 20
+
+
+class Progress:
+    """A progress bar on standard error, if that is a terminal."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what = what
+        self.total = total
+        self._shown = sys.stderr.isatty()
+
+    def show(self, done: int) -> None:
+        """Draw it anew."""
+        if self._shown:
+            filled = 30 * done // max(self.total, 1)
+            bar = "#" * filled + "." * (30 - filled)
+            sys.stderr.write(f"\r{self.what} [{bar}] {done:,}/{self.total:,} ")
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        """Wipe it away."""
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+class Population:
+    """A context manager; `grow` makes members, leaving the block ends them all.
+
+    Raises LimitError if the host has no room for them.
+    """
+
+    def __init__(self, toolbox: Toolbox, threads: int = 1, workers: int | None = None) -> None:
+        self.threads = threads
+        self.size = 0
+        #: Measured bytes of memory per member, 0 until enough of them were made.
+        self.weight = 0
+        self._program = toolbox.program("population", "-pthread")
+        self._workers = workers or min(2 * (os.cpu_count() or 1), 64)
+        self._root: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Population:
+        argv = [
+            str(self._program), str(os.getpid()), str(self._workers), str(self.threads), TITLE,
+        ]  # fmt: skip
+        self._root = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        root, self._root, self.size = self._root, None, 0
+        if root is None:
+            return
+        # It kills and reaps the members when its input ends; should it not, they die with it.
+        assert root.stdin is not None
+        assert root.stdout is not None
+        try:
+            root.stdin.close()
+            root.wait(300)
+        except BaseException:
+            root.kill()
+            root.wait()
+            raise
+        finally:
+            root.stdout.close()
+
+    def grow(self, size: int) -> None:
+        """Make members until there are ``size``.  Raises LimitError if there is no room."""
+        if not self.weight:
+            self._check_memory(size, _GUESS)
+            first = min(size, self.size + _SAMPLE)
+            before, count = _kernel_memory(), self.size
+            self._make(first, size)
+            if first - count >= _SAMPLE:
+                self.weight = max(_kernel_memory() - before, 0) // (first - count)
+        if size > self.size:
+            self._check_memory(size, self.weight or _GUESS)
+            self._make(size, size)
+        # The last of them is on its way from "ready" into its sleep.
+        time.sleep(0.1)
+
+    def pids(self) -> list[int]:
+        """The members, in ascending order."""
+        found = []
+        for entry in os.scandir("/proc"):
+            if entry.name.isdigit():
+                try:
+                    name = Path(entry.path, "comm").read_bytes()
+                except OSError:
+                    continue
+                if name.startswith(NAME.encode()):
+                    found.append(int(entry.name))
+        return sorted(found)
+
+    def _check_memory(self, size: int, each: int) -> None:
+        needed = (size - self.size) * each * (1 if self.weight else 1 + (self.threads - 1) // 4)
+        free = limits.memory()["MemAvailable"] - _RESERVE
+        if needed > free:
+            raise LimitError(
+                f"{size:,} processes with {self.threads} threads need about "
+                f"{needed >> 20:,} MiB of memory, but {max(free, 0) >> 20:,} MiB are available"
+            )
+
+    def _make(self, size: int, total: int) -> None:
+        assert self._root is not None
+        assert self._root.stdin is not None
+        assert self._root.stdout is not None
+        bar = Progress("processes", total)
+        try:
+            self._root.stdin.write(f"{size}\n".encode())
+            self._root.stdin.flush()
+            for line in self._root.stdout:
+                word, _, rest = line.decode().strip().partition(" ")
+                if word == "error":
+                    raise LimitError(f"no more processes can be made: {rest}")
+                self.size = int(rest)
+                bar.show(self.size)
+                if word == "ready":
+                    return
+            raise LimitError("the population died: was the memory too little?")
+        except BrokenPipeError:
+            raise LimitError("the population died: was the memory too little?") from None
+        finally:
+            bar.close()
+
+
+def _kernel_memory() -> int:
+    """What processes take, where none of it is a file's cache."""
+    found = limits.memory()
+    names = ("Slab", "KernelStack", "PageTables", "AnonPages", "Percpu", "VmallocUsed")
+    return sum(found.get(name, 0) for name in names)
