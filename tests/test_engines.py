@@ -646,17 +646,23 @@ def test_real_time_scheduling(engine: Engine) -> None:
 COLUMN = VmaFlag.READ | VmaFlag.WRITE | VmaFlag.EXEC | VmaFlag.SHARED
 
 
+def values_of(vma: Vma, flags: int) -> dict[str, object]:
+    """Every value of a mapping by name, but the generation, which procfs does not show."""
+    values = vma._replace(flags=VmaFlag(vma.flags & flags), generation=0)._asdict()
+    values["stat"] = None if vma.stat is None else vma.stat._asdict()
+    return values
+
+
 def groups_of(task: Task, flags: int) -> dict[str, object]:
     """Every value of a task by name, VMA flags cut to ``flags``."""
     out: dict[str, object] = {"cmdline": task.cmdline_raw}
     for name in ("base", "cred", "stat", "statm", "tty", "sched"):
         group = getattr(task, name)
         out[name] = None if group is None else group._asdict()
-    out["vmas"] = None
+    out["vmas"] = out["order"] = None
     if task.vmas is not None:
-        out["vmas"] = [
-            vma._replace(flags=vma.flags & flags, generation=0)._asdict() for vma in task.vmas
-        ]
+        out["order"] = [vma.start for vma in task.vmas]
+        out["vmas"] = {vma.start: values_of(vma, flags) for vma in task.vmas}
     return out
 
 

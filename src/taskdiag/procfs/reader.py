@@ -163,10 +163,6 @@ def _explain(error: OSError, where: str) -> Exception:
     return OSError(error.errno, error.strerror, f"/proc/{where}")
 
 
-#: ``PROC_ROOT_INO`` (include/linux/proc_fs.h): the inode number of every procfs's root.
-_ROOT_INO = 1
-
-
 def open_procfs() -> int:
     """A descriptor of /proc.
 
@@ -178,8 +174,11 @@ def open_procfs() -> int:
     except OSError as error:
         raise EngineUnavailable(f"/proc cannot be opened: {error.strerror}") from None
     try:
-        if os.fstat(root).st_ino != _ROOT_INO:
-            raise EngineUnavailable("/proc is not a mounted procfs")
+        try:
+            # Every procfs has this link; where it leads depends on who asks.
+            os.stat("self", dir_fd=root, follow_symlinks=False)
+        except FileNotFoundError:
+            raise EngineUnavailable("/proc is not a mounted procfs") from None
         with Directory(root, "self") as own:
             own.read("stat")
     except Vanished:

@@ -1,0 +1,289 @@
+"""The parsers of /proc files on good, hostile and broken bytes."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from taskdiag.abi import VMA, VMA_STAT, VmaFlag
+from taskdiag.procfs import comm, maps, plan, stat, status
+from taskdiag.procfs.reader import Directory, Malformed, Vanished, open_procfs
+
+#: Whatever a task may be called: at most 15 bytes, no NUL.
+NAMES = st.binary(max_size=15).map(lambda name: name.replace(b"\0", b""))
+
+
+def one_sentence(error: Malformed) -> None:
+    """What a user is told must not be steered by the bytes that were read."""
+    assert str(error).isprintable()
+
+
+# --- stat -----------------------------------------------------------------
+
+
+@given(NAMES, st.lists(st.integers(-(2**63), 2**64 - 1), min_size=49, max_size=60))
+@example(b"a) R 1 (", [0] * 49)
+@example(b") ", [1] * 49)
+def test_stat_of_any_name(name: bytes, numbers: list[int]) -> None:
+    line = b"42 (" + name + b") S " + b" ".join(b"%d" % number for number in numbers) + b"\n"
+    fields = stat.parse(line)
+    assert fields[:3] == [b"42", name, b"S"]
+    assert [int(field) for field in fields[3:]] == numbers
+
+
+@given(st.binary(max_size=200))
+@example(b"1 (a) S 1 2")
+@example(b"1 (a S " + b"0 " * 60)
+def test_stat_of_anything(data: bytes) -> None:
+    try:
+        fields = stat.parse(data)
+    except Malformed as error:
+        one_sentence(error)
+    else:
+        assert len(fields) >= stat.FIELDS
+
+
+# --- status ---------------------------------------------------------------
+
+ORDER = ["Name", "Umask", "State", "Tgid", "Uid", "VmPeak", "VmSize", "VmRSS", "Threads", "CapInh"]
+FULL = (
+    b"Name:\tx\nUmask:\t0022\nState:\tS (sleeping)\nTgid:\t7\nUid:\t1\t2\t3\t4\n"
+    b"VmPeak:\t    9 kB\nVmSize:\t    8 kB\nVmRSS:\t       5 kB\nThreads:\t3\nCapInh:\t00ff\n"
+)
+ZOMBIE = b"Name:\tx\nState:\tZ (zombie)\nTgid:\t7\nUid:\t1\t2\t3\t4\nThreads:\t1\nCapInh:\t00ff\n"
+WANTED = [("Uid", 2), ("Name", 0), ("VmRSS", 0), ("State", 0), ("Uid", 0), ("CapInh", 0)]
+
+
+def both(data: bytes, wanted: list[tuple[str, int]]) -> tuple[bytes | None, ...]:
+    """What the compiled parser finds, which is what the slow one finds."""
+    fast = status.compile_parser(ORDER, wanted)(data)
+    assert fast == status.parse_lines(data, wanted, status.mm_keys(ORDER))
+    return fast
+
+
+def test_status_with_and_without_memory() -> None:
+    assert both(FULL, WANTED) == (b"3", b"x", b"5", b"S", b"1", b"00ff")
+    assert both(ZOMBIE, WANTED) == (b"3", b"x", None, b"Z", b"1", b"00ff")
+    assert both(FULL, [*WANTED[:3], status.MM, status.THREADS])[-2:] == (b"8", b"3")
+    assert both(ZOMBIE, [*WANTED[:3], status.MM, status.THREADS])[-2:] == (None, b"1")
+
+
+def test_status_in_another_order_and_with_new_lines() -> None:
+    lines = FULL.splitlines(keepends=True)
+    changed = b"".join([*reversed(lines), b"Newest:\t1\n"])
+    assert both(changed, WANTED) == both(FULL, WANTED)
+
+
+@pytest.mark.parametrize("without", ["Uid", "State", "CapInh"])
+def test_status_without_a_line(without: str) -> None:
+    data = b"".join(
+        line for line in FULL.splitlines(keepends=True) if not line.startswith(without.encode())
+    )
+    with pytest.raises(Malformed, match=without):
+        both(data, WANTED)
+
+
+@given(NAMES, NAMES)
+def test_status_name_cannot_pose_as_lines(name: bytes, more: bytes) -> None:
+    """A name is escaped, so whatever it says stays on its line."""
+    shown = (name + b"\nUid:\t9" + more)[:15].replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
+    found = both(FULL.replace(b"Name:\tx", b"Name:\t" + shown), WANTED)
+    assert found[0] == b"3"
+    assert status.unescape(found[1] or b"") == (name + b"\nUid:\t9" + more)[:15]
+
+
+@given(st.binary(max_size=300))
+@example(FULL[:60])
+@example(b"Name:")
+def test_status_of_anything(data: bytes) -> None:
+    try:
+        assert len(both(data, WANTED)) == len(WANTED)
+    except Malformed as error:
+        one_sentence(error)
+
+
+def test_status_of_this_kernel_never_needs_the_slow_parser(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with open("/proc/self/status", "rb") as file:
+        sample = file.read()
+    order = status.keys(sample)
+    wanted = [("CapBnd", 0), ("VmSwap", 0), ("NSsid", 0), status.MM, status.THREADS]
+    parse = status.compile_parser(order, wanted)
+    monkeypatch.setattr(status, "parse_lines", lambda *_: pytest.fail("fell back"))
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with open(f"/proc/{pid}/status", "rb") as file:
+            gone = parse(file.read())
+    finally:
+        os.waitpid(pid, 0)
+    assert None not in parse(sample)
+    assert gone[1] is None
+    assert gone[3] is None
+    assert gone[4] == b"1"
+
+
+# --- maps and smaps -------------------------------------------------------
+
+
+def line_of(values: tuple[int, int, bytes, int, int, int, int, bytes]) -> bytes:
+    """A line as fs/proc/task_mmu.c writes it."""
+    start, end, perms, pgoff, major, minor, inode, name = values
+    head = b"%08x-%08x %s %08x %02x:%02x %d " % (start, end, perms, pgoff, major, minor, inode)
+    return head.ljust(73) + name if name else head
+
+
+ADDRESSES = st.integers(0, 2**64 - 1)
+MAPPINGS = st.tuples(
+    ADDRESSES, ADDRESSES, st.sampled_from(sorted(maps._COLUMN)), ADDRESSES,
+    st.integers(0, 4095), st.integers(0, 2**20 - 1), ADDRESSES,
+    st.binary(max_size=60).map(lambda tail: b"/" + tail.replace(b"\0", b"").replace(b"\n", b""))
+    | st.sampled_from([b"", b"[heap]", b"[anon:a b]"]),
+)  # fmt: skip
+
+
+@given(st.lists(MAPPINGS, max_size=5))
+def test_maps(mappings: list[tuple[int, int, bytes, int, int, int, int, bytes]]) -> None:
+    found = maps.parse_maps(b"".join(line_of(values) + b"\n" for values in mappings))
+    assert found == [
+        ((*values[:2], maps.perms_of(values[2]), *values[3:]), b"") for values in mappings
+    ]
+
+
+@given(st.binary(max_size=200))
+@example(b"1-2 r--p 0 0:0 0")
+@example(b"1-2 r--p 0 0:0 0\n\n")
+@example(b"ff-2 rwzp 0 0:0 0 \n")
+@example(b"Rss: 5 kB\n")
+def test_maps_and_smaps_of_anything(data: bytes) -> None:
+    with Directory(0, ".", pinned=False) as directory:
+        for parse in (maps.parse_maps, lambda d: maps.parse_smaps(d, plan.statistics)):
+            try:
+                for record in maps.records(parse(data), directory):
+                    assert len(record) >= VMA.size
+            except Malformed as error:
+                one_sentence(error)
+
+
+def test_numbers_beyond_their_fields() -> None:
+    line = b"1" + b"0" * 16 + b"-2 r--p 0 0:0 0 \n"
+    with Directory(0, ".", pinned=False) as directory, pytest.raises(Malformed):
+        maps.records(maps.parse_maps(line), directory)
+
+
+def test_smaps() -> None:
+    name = b"/Rss: 77 kB VmFlags: wr"
+    data = (
+        line_of((0x1000, 0x2000, b"r--p", 0, 8, 1, 5, name))
+        + b"\nSize:   4 kB\nRss:    4 kB\nPss:    2 kB\nPss_Dirty:  1 kB\nShared_Clean:   4 kB\n"
+        + b"AnonHugePages:  0 kB\nTHPeligible:  0\nVmFlags: rd mr sd zz \n"
+        + line_of((0x2000, 0x3000, b"rw-s", 0, 0, 0, 0, b""))
+        + b"\nRss:    8 kB\n"
+    )
+    (first, numbers), (second, _) = maps.parse_smaps(data, plan.statistics)
+    assert first[2] == VmaFlag.READ | VmaFlag.MAYREAD | VmaFlag.SOFTDIRTY
+    assert first[7] == name
+    assert VMA_STAT.struct.unpack(numbers) == (4096, 4096, 0, 0, 0, 0, 0, 0, 0, 2048 << 12)
+    assert second[2] == VmaFlag.READ | VmaFlag.WRITE | VmaFlag.SHARED | VmaFlag.MAYSHARE
+
+
+def test_every_flag_of_the_abi_has_a_name() -> None:
+    found = maps.flags_of(b" ".join(maps._FLAGS))
+    assert found == sum(VmaFlag)
+
+
+def test_an_ambiguous_name_of_a_mapping_that_is_gone() -> None:
+    root = open_procfs()
+    try:
+        with Directory(root, "self") as own:
+            assert maps.exact_name(own, "", 1, 2, b"/a\\012b") == b"/a\nb"
+    finally:
+        os.close(root)
+
+
+# --- comm -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shown", "held"),
+    [
+        (b"kworker/0:1-events", b"kworker/0:1"),
+        (b"kworker/12:3H+kblockd", b"kworker/12:3H"),
+        (b"kworker/u8:0-ext4-rsv-conversion", b"kworker/u8:0"),
+        (b"kworker/u256:10", b"kworker/u256:10"),
+    ],
+)
+def test_workers(shown: bytes, held: bytes) -> None:
+    with Directory(0, "nowhere", pinned=False) as directory:
+        assert comm.worker_comm(shown, directory) == held
+
+
+@pytest.mark.parametrize(
+    ("shown", "held"),
+    [
+        (b"kworker/R-rcu_gp", b"kworker/R-rcu_g"),
+        (b"kworker/R-nvme", b"kworker/R-nvme"),
+        (b"kworker/R-md-md", b"kworker/R-md"),
+        (b"kworker/R-md+md", b"kworker/R-md"),
+        (b"rcu_gp-rcu_gp", b"rcu_gp"),
+        (b"ext4-rsv-conver", b"ext4-rsv-conver"),
+    ],
+)
+def test_rescuers(shown: bytes, held: bytes) -> None:
+    assert comm.rescuer_comm(shown) == held
+
+
+# --- reader ---------------------------------------------------------------
+
+
+def test_errors_carry_the_path(tmp_path: os.PathLike[str]) -> None:
+    root = os.open(tmp_path, os.O_RDONLY)
+    try:
+        os.makedirs(os.path.join(tmp_path, "7", "stat"))
+        with Directory(root, "7") as directory:
+            with pytest.raises(Vanished):
+                directory.read("status")
+            with pytest.raises(IsADirectoryError) as caught:
+                directory.read("stat")
+        assert caught.value.filename == "/proc/7/stat"
+        with pytest.raises(Vanished):
+            Directory(root, "8")
+    finally:
+        os.close(root)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 1 << 17, (1 << 17) + 1, 1 << 21])
+def test_files_of_any_size_come_whole(tmp_path: os.PathLike[str], size: int) -> None:
+    content = os.urandom(size)
+    with open(os.path.join(tmp_path, "file"), "wb") as file:
+        file.write(content)
+    root = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with Directory(root, ".") as directory:
+            assert directory.read("file") == content
+            assert directory.read_mappings("file") == content
+    finally:
+        os.close(root)
+
+
+def test_a_directory_stays_with_its_task() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    root = open_procfs()
+    try:
+        with Directory(root, str(pid)) as directory:
+            assert directory.read("stat").startswith(b"%d (" % pid)
+            os.waitpid(pid, 0)
+            for name in ("stat", "status", "cmdline", "maps"):
+                with pytest.raises(Vanished):
+                    directory.read(name)
+    finally:
+        os.close(root)
