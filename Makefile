@@ -1,6 +1,7 @@
 # make run    show the process table, by the fastest way that works here
 # make test   all tests
 # make lint   types and style
+# make test-kernels   the tests that talk to the kernel, on other kernels in virtual machines
 #
 # All of it happens in .venv, which is made on first use; PYTHON chooses the interpreter.
 
@@ -11,13 +12,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test lint clean
+.PHONY: run test test-kernels lint clean
 
 run: $(VENV)/.run
 	$(BIN)/taskdiag ps aux
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
+
+test-kernels: $(VENV)/.test
+	$(BIN)/python -m kernels $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/mypy

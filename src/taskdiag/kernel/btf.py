@@ -536,8 +536,7 @@ class Btf:
             if index >= count > 1:
                 raise NotFound(f"{path!r}: {trail!r} has {count} elements, none is [{word}]")
         else:
-            # Not an error in the question: mm->rss_stat is an array since 6.2 (f1a7941243c1).
-            raise NotFound(f"{path!r}: {trail!r} is no array ({self.spell(place.type_id)})")
+            raise BtfError(f"{path!r}: {trail!r} is no array ({self.spell(place.type_id)})")
         place.bits += 8 * index * self.size(element)
         place.type_id = element
         place.bit_size = 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from .asm import R0, R1, R2
+from .asm import R0, R1, R2, R3, R10
 from .emit import MM, TASK
 
 TYPE_CHECKING = False
@@ -59,7 +59,7 @@ def load_mm(c: Emitter) -> None:
 def _percpu(facts: Facts) -> bool:
     # Since Linux kernel commit f1a7941243c1 ("mm: convert mm's rss stats into
     # percpu_counter") (in v6.2), the counters have a part per CPU.
-    return facts.has_member("mm_struct", "rss_stat[0].counters")
+    return not facts.has_member("mm_struct", "rss_stat.count")
 
 
 def missing(facts: Facts) -> str:
@@ -74,8 +74,17 @@ def missing(facts: Facts) -> str:
 def read_counters(c: Emitter, offsets: dict[str, int]) -> None:
     """Put the counters (``get_mm_counter_sum()``) at these offsets of the message."""
     if not _percpu(c.facts):
+        here = c.local("counter")
         for name in _COUNTERS:
-            c.follow(R0, MM, "mm_struct", f"rss_stat.count[{name}]")
+            # Not a plain load: those verifiers step into arrays of structures, but not into
+            # arrays of a typedef of one, as atomic_long_t is.
+            c.mov(R3, MM)
+            c.alu("add", R3, c.facts.member("mm_struct", f"rss_stat.count[{name}]").offset)
+            c.mov(R1, R10)
+            c.alu("add", R1, here)
+            c.mov(R2, 8)
+            c.helper("probe_read_kernel")
+            c.load(R0, R10, here)
             c.not_negative(R0)
             c.put(offsets[name], R0, 8)
         return
