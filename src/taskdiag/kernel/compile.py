@@ -7,8 +7,6 @@ or one of the functions named in ``FUNCTIONS``, with their arguments.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 from .. import abi
 from ..abi import NLM_F_MULTI, RESPONSE, Attr, Dump, Show
 from . import access, cmdline, cred, mm, pid, sched, tty, vma
@@ -17,7 +15,7 @@ from .emit import ARENA, ARENA_LOCALS, FLAGS, MM, SIGNAL, TASK, Emitter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from ..request import Request
     from .emit import Host
@@ -112,10 +110,11 @@ def compile_request(
 
     _prologue(c, request)
     _header(c, request.seq)
-    with _rcu(c, sleepable):
-        for attr in groups:
-            if attr != Attr.STATM:
-                _attribute(c, attr, offsets[attr])
+    _rcu(c, sleepable, "lock")
+    for attr in groups:
+        if attr != Attr.STATM:
+            _attribute(c, attr, offsets[attr])
+    _rcu(c, sleepable, "unlock")
     fixed = offsets[Attr.STATM] - 4 if Attr.STATM in offsets else at
     with_mm = bool(show & (Show.STATM | Show.CMDLINE | Show.VMA))
     if with_mm:
@@ -133,8 +132,9 @@ def compile_request(
             cmdline.emit(c, at)
         if show & Show.VMA:
             c.note("vma")
-            with _rcu(c, sleepable):
-                vma.emit(c)
+            _rcu(c, sleepable, "lock")
+            vma.emit(c)
+            _rcu(c, sleepable, "unlock")
         _settle_mm(c)
         access.again(c)
     _identity(c, offsets.get(Attr.BASE))
@@ -164,17 +164,12 @@ def compile_request(
     return Program(c.assemble(), sleepable=sleepable, arena=arena)
 
 
-@contextmanager
-def _rcu(c: Emitter, sleepable: bool) -> Iterator[None]:
-    """Code under ``rcu_read_lock()``: a program that may sleep is not, unless it says so."""
+def _rcu(c: Emitter, sleepable: bool, action: str) -> None:
+    """``rcu_read_lock()``, which a program that may sleep does not run under by itself."""
     # Since Linux kernel commit 9bb00b2895cb ("bpf: Add kfunc bpf_rcu_read_lock/unlock()")
     # (in v6.2), it can.
-    lock = sleepable and c.facts.has("func", "bpf_rcu_read_lock")
-    if lock:
-        c.kfunc("bpf_rcu_read_lock")
-    yield
-    if lock:
-        c.kfunc("bpf_rcu_read_unlock")
+    if sleepable and c.facts.has("func", "bpf_rcu_read_lock"):
+        c.kfunc(f"bpf_rcu_read_{action}")
 
 
 def _prologue(c: Emitter, request: Request) -> None:
