@@ -133,11 +133,11 @@ def test_zombie(engine: Engine, population: Population) -> None:
 
 
 def test_kernel_threads(engine: Engine) -> None:
-    tasks = [
-        task
-        for task in taskdiag.dump(EVERYTHING, engine=engine)
-        if task.sched is not None and task.sched.flags & 0x200000
-    ]
+    try:
+        tasks = list(taskdiag.dump(EVERYTHING, Dump.CHILDREN, 2, engine=engine))
+    except NoSuchProcess:
+        tasks = []
+    tasks = [task for task in tasks if task.sched is not None and task.sched.flags & 0x200000]
     if not tasks:
         pytest.skip("no kernel thread can be seen from this pid namespace")
     for task in tasks:
@@ -642,8 +642,8 @@ def test_real_time_scheduling(engine: Engine) -> None:
 
 # --- Engine against engine ------------------------------------------------
 
-#: What the permission column of maps can tell.
-COLUMN = VmaFlag.READ | VmaFlag.WRITE | VmaFlag.EXEC | VmaFlag.SHARED
+#: What the permission column of maps tells for sure: its s is VM_MAYSHARE.
+COLUMN = VmaFlag.READ | VmaFlag.WRITE | VmaFlag.EXEC | VmaFlag.MAYSHARE
 
 
 def values_of(vma: Vma, flags: int) -> dict[str, object]:
@@ -696,12 +696,23 @@ def test_kernel_equals_procfs(population: Population, strategy: Dump, show: int)
             if task.pid in standing
         }
 
-    for pid in pids:
+    def compare(pid: int) -> None:
         before, answer, after = ask(procfs, pid), ask(kernel, pid), ask(procfs, pid)
         assert answer.keys() == before.keys() == after.keys()
         assert answer or strategy == Dump.CHILDREN
         for tid, groups in answer.items():
             assert_between(before[tid], groups, after[tid], str(tid))
+
+    for pid in pids:
+        # What is shared, referenced or swapped depends on the rest of the host too, and may
+        # go to and fro.  A difference between the engines stays; such a move does not.
+        for attempt in range(5):
+            try:
+                compare(pid)
+                break
+            except AssertionError:
+                if attempt == 4:
+                    raise
 
 
 def test_cleaning_up_leaves_no_child() -> None:
