@@ -46,13 +46,21 @@ def check_groups(show: Show, rule: Rule | None) -> None:
 
 
 def filter_task(c: Emitter) -> None:
-    """Leave the program unless the viewer may see the task in R6."""
+    """Leave the program unless the viewer may see the task in R6.
+
+    A thread must be visible, and so must its process, below whose directory procfs
+    lists it: the credentials of threads can differ.
+    """
     if c.viewer.rule is None:
         return
     c.note("access")
     c.mov(R1, R6)
     c.call_local("access")
     c.jump("==", R0, 0, "skip")
+    if c.threads:
+        c.load(R1, R6, c.facts.member("task_struct", "group_leader").offset)
+        c.call_local("access")
+        c.jump("==", R0, 0, "skip")
 
 
 def again(c: Emitter) -> None:

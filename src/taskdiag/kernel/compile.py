@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from .facts import Facts
     from .viewer import Viewer
 
-__all__ = ("FUNCTIONS", "Program", "compile_request", "served")
+__all__ = ("FUNCTIONS", "Program", "compile_request", "prologue", "served")
 
 _HEAD = abi.MSG.size
-_LEN, _SEQ, _PID, _TGID = 0, 8, 16, 20
+_LEN, _SEQ, _PORT, _PID, _TGID = 0, 8, 12, 16, 20
 
 #: What the ``kernel`` entries of the catalogue may call; each leaves a number in R0.
 FUNCTIONS: dict[str, Callable[[Emitter], None]] = {
@@ -53,6 +53,7 @@ CONVERSIONS: dict[str, Callable[[Emitter], None]] = {
     "gid": cred.gid,
     "uid": cred.uid,
 }
+
 
 class Program:
     """A compiled request.
@@ -90,16 +91,22 @@ def compile_request(
     viewer: Viewer,
     host: Host,
     emitter: type[Emitter] = Emitter,
+    *,
+    numbered: bool = False,
 ) -> Program:
     """Make the program for a request, all of whose groups must be `served`.
 
     ``host`` must have ``per_cpu`` for STATM, ``special_ops`` and ``gate`` for VMA.
-    ``emitter`` may be one that takes down more about the code (`annotate`).
+    ``emitter`` may be one that takes down more about the code (`annotate`).  With
+    ``numbered`` each message has in ``nlmsg_pid`` the task's number in the pid namespace
+    that the iterator walks, for whoever completes it.
     """
     show = request.show
     access.check_groups(show, viewer.rule)
     sleepable = bool(show & Show.CMDLINE)
-    arena = bool(show & (Show.CMDLINE | Show.VMA))
+    sums = bool(show & Show.STAT) and not request.threads
+    variable = bool(show & (Show.CMDLINE | Show.VMA))
+    arena = variable or (sums and sched.needs_room(facts))
     groups = [attr for attr in abi.GROUPS if show & (1 << attr)]
     offsets: dict[Attr, int] = {}
     at = _HEAD
@@ -108,7 +115,7 @@ def compile_request(
         at += 4 + abi.GROUPS[attr].size
     c = emitter(facts, viewer, threads=request.threads, size=at, arena=arena, host=host)
 
-    _prologue(c, request)
+    prologue(c, request)
     _header(c, request.seq)
     _rcu(c, sleepable, "lock")
     for attr in groups:
@@ -125,7 +132,7 @@ def compile_request(
         c.label("mm")
         if Attr.STATM in offsets:
             _attribute(c, Attr.STATM, offsets[Attr.STATM])
-        if arena:
+        if variable:
             c.set("length", at)
         if show & Show.CMDLINE:
             c.note("cmdline")
@@ -137,9 +144,9 @@ def compile_request(
             _rcu(c, sleepable, "unlock")
         _settle_mm(c)
         access.again(c)
-    _identity(c, offsets.get(Attr.BASE))
+    _identity(c, offsets.get(Attr.BASE), numbered)
     c.note("write")
-    if arena:
+    if variable:
         c.get(R3, "length")
         # The bounds of the length are lost on the stack; the verifier wants them here.
         c.jump(">", R3, cmdline.LONGEST, "skip")
@@ -151,7 +158,7 @@ def compile_request(
     c.goto("skip")
     if with_mm:
         c.label("no mm")
-        _identity(c, offsets.get(Attr.BASE))
+        _identity(c, offsets.get(Attr.BASE), numbered)
         c.put(_LEN, fixed, 4)
         c.write(fixed)
     c.label("skip")
@@ -160,6 +167,11 @@ def compile_request(
     if show & Show.STAT:
         c.note("stat.utime")
         sched.mul_div(c)
+        if sums:
+            sched.add_thread(c)
+    if show & Show.CMDLINE:
+        c.note("cmdline")
+        cmdline.is_anonymous(c)
     access.subprograms(c)
     return Program(c.assemble(), sleepable=sleepable, arena=arena)
 
@@ -172,7 +184,7 @@ def _rcu(c: Emitter, sleepable: bool, action: str) -> None:
         c.kfunc(f"bpf_rcu_read_{action}")
 
 
-def _prologue(c: Emitter, request: Request) -> None:
+def prologue(c: Emitter, request: Request) -> None:
     """Take the context apart and leave when the task is none that was asked for."""
     facts = c.facts
     c.note("context")
@@ -193,6 +205,12 @@ def _prologue(c: Emitter, request: Request) -> None:
         c.follow(R2, TASK, "task_struct", "tgid")
         c.jump("!=", R1, R2, "skip", bits=32)
     access.filter_task(c)
+    if c.viewer.foreign and request.strategy in (Dump.ONE, Dump.THREAD):
+        # The iterator cannot be narrowed to a number of another pid namespace.
+        c.note("process")
+        pid.tgid_nr(c)
+        c.mov(R1, request.pid)
+        c.jump("!=", R0, R1, "skip")
     if request.strategy == Dump.CHILDREN:
         c.note("children")
         pid.parent_nr(c)
@@ -204,12 +222,15 @@ def _header(c: Emitter, seq: int) -> None:
     c.note("nlmsghdr")
     c.put(4, RESPONSE | NLM_F_MULTI << 16, 4)
     c.put(_SEQ, _imm(seq), 4)
-    c.put(12, 0, 4)
+    c.put(_PORT, 0, 4)
     c.put(FLAGS, 0, 4)
 
 
-def _identity(c: Emitter, base: int | None) -> None:
+def _identity(c: Emitter, base: int | None, numbered: bool) -> None:
     """Put the task's own numbers, last: a task reaped meanwhile has none, and is left out."""
+    if numbered:
+        pid.home_nr(c)
+        c.put(_PORT, R0, 4)
     group = abi.BASE
     for name, off in (("pid", _PID), ("tgid", _TGID)):
         c.note(f"base.{name}")

@@ -13,6 +13,7 @@ import sys
 from itertools import chain
 
 from ..abi import Dump, Show
+from ..capability import CAP_SYS_PTRACE, effective
 from ..errors import EngineUnavailable, NoSuchProcess
 from ..netlink import in_order
 from ..request import Request
@@ -20,7 +21,7 @@ from . import bpf, mm, probe, vma
 from .compile import compile_request, served
 from .emit import ARENA_SIZE, Host
 from .facts import Facts
-from .viewer import INIT_PID_NS, Viewer
+from .viewer import INIT_PID_NS, INIT_USER_NS, Viewer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ _READ = 1 << 16
 _PID_1 = (1).to_bytes(4, sys.byteorder)
 #: Loaded programs that are kept, besides those in use.
 _KEPT = 16
+#: Bytes of an answer that has to be put in order as a whole.
+_MOST_SORTED = 1 << 28
 
 
 class Loaded:
@@ -132,16 +135,19 @@ class KernelEngine:
             inside = Request(request.show & ~elsewhere, request.strategy, request.pid, request.seq)
         if request.strategy == Dump.CHILDREN:
             self._require(request.pid)
-        key, loaded = self._load(inside)
+        key, loaded = self._load(inside, numbered=bool(elsewhere))
+        viewer = self._view()
         try:
-            fd = loaded.iterate(**_narrowed(request))
+            fd = loaded.iterate(**_narrowed(request, viewer))
         except BaseException:
             loaded.close()
             raise
         chunks = self._read(key, loaded, fd, request, elsewhere)
         if request.strategy in (Dump.ONE, Dump.THREAD):
             return self._present(chunks, request)
-        if request.strategy in (Dump.ALL, Dump.ALL_THREAD) and self._own:
+        if viewer.foreign:
+            return _sorted(chunks)
+        if request.strategy in (Dump.ALL, Dump.ALL_THREAD) and self._own and viewer.rule is None:
             return _with_init(chunks, request)
         return chunks
 
@@ -155,11 +161,12 @@ class KernelEngine:
         plain = not request.show & (Show.CMDLINE | Show.VMA) and request.strategy in (
             Dump.ALL, Dump.ALL_THREAD, Dump.ONE,
         )  # fmt: skip
-        if not plain or self._elsewhere(request):
+        viewer = self._view()
+        if not plain or viewer.foreign or self._elsewhere(request):
             return None
         key, loaded = self._load(request)
         try:
-            return loaded.iterate(**_narrowed(request))
+            return loaded.iterate(**_narrowed(request, viewer))
         finally:
             self._keep(key, loaded)
 
@@ -195,17 +202,36 @@ class KernelEngine:
         for _ in self.stream(Request(Show(0), Dump.ONE, pid)):
             pass
 
-    def _load(self, request: Request) -> tuple[object, Loaded]:
+    def _load(self, request: Request, *, numbered: bool = False) -> tuple[object, Loaded]:
         """A loaded program for a request: one that lies idle, or a new one."""
-        pid = request.pid if request.strategy == Dump.CHILDREN else 0
-        narrow = request.strategy if request.strategy == Dump.CHILDREN else request.threads
-        key = (int(request.show), narrow, pid, request.seq)
+        viewer = self._view()
+        compiled_in = request.strategy == Dump.CHILDREN or (viewer.foreign and request.pid)
+        narrow = request.strategy if compiled_in else request.threads
+        # Deferred messages are completed too.
+        numbered = viewer.foreign and (numbered or bool(request.show & (Show.CMDLINE | Show.VMA)))
+        key = (int(request.show), narrow, request.pid if compiled_in else 0, request.seq, numbered)
         idle = self._idle.pop(key, None)
         if idle is not None:
             return key, idle
         self._ask_about(request.show)
-        program = compile_request(request, self.facts, self._view(), self.host)
+        program = compile_request(request, self.facts, viewer, self.host, numbered=numbered)
         return key, self._insert(program)
+
+    def _look(self, tid: int) -> bytes:
+        """What `guard` says of a thread, by its number in this process' pid namespace."""
+        loaded = self._idle.pop("look", None)
+        if loaded is None:
+            from .guard import look_program
+
+            loaded = self._insert(look_program(self.facts, self._view()))
+        try:
+            fd = loaded.iterate(tid=tid)
+            try:
+                return os.read(fd, _READ)
+            finally:
+                os.close(fd)
+        finally:
+            self._keep("look", loaded)
 
     def _ask_about(self, show: Show) -> None:
         """Find out what programs for these groups need to know of the host."""
@@ -226,19 +252,40 @@ class KernelEngine:
             raise EngineUnavailable(error.errno, _refusal(error)) from None
 
     def _view(self) -> Viewer:
-        """The viewer that this process is: iterators walk its pid namespace."""
+        """Who the answer is for; where that is this process, as privileged as it is now."""
         if self._viewer is None:
-            try:
-                inode = os.stat("/proc/self/ns/pid").st_ino
-            except OSError:
-                inode = 0
-            self._viewer = Viewer() if inode == INIT_PID_NS else self._probe_pid_ns()
+            level, inode = self.home()
+            self._viewer = Viewer(level, inode) if _sees_everything() else self._identify()
+        elif self._own and not (self._viewer.rule is None and _sees_everything()):
+            viewer = self._identify()
+            if viewer.key() != self._viewer.key():
+                self.close()
+                self._viewer = viewer
         return self._viewer
 
-    def _probe_pid_ns(self) -> Viewer:
-        """Ask the kernel how deep this process' pid namespace lies."""
+    def home(self) -> tuple[int, int]:
+        """How deep the pid namespace of this process lies, and its inode number."""
+        try:
+            inode = os.stat("/proc/self/ns/pid").st_ino
+        except OSError:
+            inode = 0
+        if inode == INIT_PID_NS:
+            return 0, inode
         level, inode = self._ask(probe.pid_namespace(self.facts))
-        return Viewer(level, inode)
+        return level, inode
+
+    def _identify(self) -> Viewer:
+        """Ask the kernel whose credentials this thread has."""
+        from _thread import get_native_id
+
+        from .identity import Reader
+
+        home = self.home()
+        reader = Reader(self.facts, *home)
+        try:
+            return reader.of_task(get_native_id()).viewer(home)
+        finally:
+            reader.close()
 
     def _ask(self, program: Program) -> tuple[int, ...]:
         """Run a program that writes u64 about this process' main thread, once."""
@@ -257,6 +304,7 @@ class KernelEngine:
         self, key: object, loaded: Loaded, fd: int, request: Request, elsewhere: Show
     ) -> Iterator[bytes]:
         whole = False
+        numbered = self._view().foreign and loaded.deferred is not None
         try:
             before = loaded.count()
             while True:
@@ -268,11 +316,11 @@ class KernelEngine:
                 if not data:
                     break
                 after = loaded.count()
-                if elsewhere or after != before:
+                if elsewhere or numbered or after != before:
                     from .merge import complete
 
                     before = after
-                    data = complete(data, request, elsewhere)
+                    data = complete(data, request, elsewhere, None if self._own else self._look)
                 if data:
                     yield data
             whole = True
@@ -298,7 +346,31 @@ class KernelEngine:
             self._idle.popitem()[1].close()
 
 
-def _narrowed(request: Request) -> dict[str, int]:
+def _sees_everything() -> bool:
+    """Whether this thread has CAP_SYS_PTRACE over the host, so that no rule is needed."""
+    try:
+        if os.stat("/proc/thread-self/ns/user").st_ino != INIT_USER_NS:
+            return False
+    except OSError:
+        return False
+    return bool((effective() or 0) & 1 << CAP_SYS_PTRACE)
+
+
+def _sorted(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """All of it, by the viewer's numbers, which need not be in the order of ours."""
+    pieces, size = [], 0
+    for chunk in chunks:
+        pieces.append(chunk)
+        size += len(chunk)
+        if size > _MOST_SORTED:
+            raise EngineUnavailable(errno.EFBIG, "the answer is too long to be put in order")
+    if pieces:
+        yield in_order(b"".join(pieces))
+
+
+def _narrowed(request: Request, viewer: Viewer) -> dict[str, int]:
+    if viewer.foreign:
+        return {}
     if request.strategy == Dump.ONE:
         return {"tid": request.pid}
     if request.strategy == Dump.THREAD:

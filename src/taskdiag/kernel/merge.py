@@ -14,34 +14,43 @@ from ..errors import EngineUnavailable
 from ..netlink import attributes, in_order, messages, pack_task
 from ..procfs import attributes as procfs_attributes
 from ..procfs import open_procfs
+from .guard import LOOK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    from ..procfs.task import Answer
     from ..request import Request
+
+    #: Asks the kernel about a thread, by its number here: a LOOK of `guard`, or b"".
+    Look = Callable[[int], bytes]
 
 __all__ = ("complete", "with_init")
 
 
-def complete(data: bytes, request: Request, elsewhere: Show) -> bytes:
+def complete(data: bytes, request: Request, elsewhere: Show, look: Look | None = None) -> bytes:
     """The same messages with the groups of ``elsewhere`` in all of them, and whatever is
     lacking in those that a program deferred.  Tasks that are gone by now are left out.
+
+    ``look`` is for viewers who may see less than this process, see `guard`.
 
     Raises EngineUnavailable if /proc is not there to complete them from.
     """
     proc = _procfs()
     try:
-        return b"".join(_messages(data, request, elsewhere, proc))
+        return b"".join(_messages(data, request, elsewhere, proc, look))
     finally:
         os.close(proc)
 
 
-def _messages(data: bytes, request: Request, elsewhere: Show, proc: int) -> list[bytes]:
+def _messages(
+    data: bytes, request: Request, elsewhere: Show, proc: int, look: Look | None
+) -> list[bytes]:
     done = []
     at = 0
     while at < len(data):
-        length, _, _, seq, _, pid, tgid, flags = MSG.unpack_from(data, at)
+        length, _, _, seq, port, pid, tgid, flags = MSG.unpack_from(data, at)
         wanted = elsewhere
         found = [
             (kind, data[start:end])
@@ -53,15 +62,41 @@ def _messages(data: bytes, request: Request, elsewhere: Show, proc: int) -> list
                 if request.show & group and Attr[str(group.name)] not in had:
                     wanted |= group
         if wanted:
-            answer = procfs_attributes(tgid, pid, wanted, whole=not request.threads, root=proc)
+            if look is None:
+                answer = procfs_attributes(tgid, pid, wanted, not request.threads, proc)
+            else:
+                answer = _guarded((port or pid, pid, tgid), wanted, request, proc, look)
             if answer is not None:
                 attrs, vmas = answer
                 plain = sorted(found + attrs, key=lambda item: ORDER.index(Attr(item[0])))
                 done.append(pack_task(pid, tgid, plain, vmas, seq))
         else:
-            done.append(data[at : at + length])
+            done.append(data[at : at + length] if not port else _unnumbered(data, at, length))
         at += length
     return done
+
+
+def _unnumbered(data: bytes, at: int, length: int) -> bytes:
+    """A message without the number that it had for us."""
+    return data[at : at + 12] + bytes(4) + data[at + 16 : at + length]
+
+
+def _guarded(
+    numbers: tuple[int, int, int], wanted: Show, request: Request, proc: int, look: Look
+) -> Answer | None:
+    """The attributes of a task that is the viewer's to see before and after they are read.
+
+    ``numbers`` is its own in our pid namespace, then pid and tgid in the viewer's.
+    """
+    tid, *seen = numbers
+    before = look(tid)
+    if not before:
+        return None
+    pid, tgid, _, _, process = LOOK.unpack(before)
+    if [pid, tgid] != seen:
+        return None
+    answer = procfs_attributes(process, tid, wanted, not request.threads, proc)
+    return answer if look(tid) == before else None
 
 
 def with_init(chunks: Iterable[bytes], request: Request) -> Iterator[bytes]:

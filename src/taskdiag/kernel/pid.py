@@ -13,12 +13,25 @@ if TYPE_CHECKING:
     from .asm import Reg
     from .emit import Emitter
 
-__all__ = ("nr", "parent_nr", "pgrp_nr", "pid_nr", "session_nr", "tgid_nr", "tracer_nr")
+__all__ = (
+    "home_nr",
+    "home_tgid",
+    "nr",
+    "parent_nr",
+    "pgrp_nr",
+    "pid_nr",
+    "session_nr",
+    "tgid_nr",
+    "tracer_nr",
+)
 
 
-def nr(c: Emitter) -> None:
-    """``pid_nr_ns(R1, ns)``: the number of the ``struct pid`` in R1, 0 if it has none there."""
-    level = c.viewer.level
+def nr(c: Emitter, home: bool = False) -> None:
+    """``pid_nr_ns(R1, ns)``: the number of the ``struct pid`` in R1, 0 if it has none there.
+
+    In the viewer's pid namespace, or with ``home`` in the one that the iterator walks.
+    """
+    level, pid_ns = c.viewer.home if home else (c.viewer.level, c.viewer.pid_ns)
     numbers = c.facts.member("pid", "numbers")
     upid = c.facts.size(c.facts.type_id("struct", "upid"))
     at = numbers.offset + level * upid
@@ -37,7 +50,7 @@ def nr(c: Emitter) -> None:
         c.load(R3, R1, at + c.facts.member("upid", "ns").offset)
         c.load(R2, R3, c.facts.member("pid_namespace", "ns.inum").offset, 4)
         c.load(R3, R1, at + c.facts.member("upid", "nr").offset, 4)
-    c.mov(R1, c.viewer.pid_ns)
+    c.mov(R1, pid_ns)
     c.jump("!=", R2, R1, done)
     c.mov(R0, R3)
     c.label(done)
@@ -67,6 +80,18 @@ def pid_nr(c: Emitter, task: Reg = TASK) -> None:
     """``task_pid_nr_ns()``: the thread id; 0 once the task was reaped."""
     c.load(R1, task, c.facts.member("task_struct", "thread_pid").offset)
     nr(c)
+
+
+def home_nr(c: Emitter) -> None:
+    """The thread id in the pid namespace that the iterator walks."""
+    c.load(R1, TASK, c.facts.member("task_struct", "thread_pid").offset)
+    nr(c, home=True)
+
+
+def home_tgid(c: Emitter) -> None:
+    """The process id there."""
+    c.follow(R1, SIGNAL, "signal_struct", "pids[PIDTYPE_TGID]")
+    nr(c, home=True)
 
 
 def tgid_nr(c: Emitter, task: Reg = TASK) -> None:

@@ -71,10 +71,12 @@ class Viewer:
     ``level`` is how deep its pid namespace lies (0 is the host's) and ``pid_ns`` that
     namespace's inode number.  ``uid_map`` and ``gid_map`` are None in the first user
     namespace, where ids are the kernel's own.  Without a ``rule`` it sees every task.
+    ``home`` is level and inode number of the pid namespace that iterators walk, if that
+    is not the viewer's own: that of the process that makes them.
     """
 
     __slots__ = (
-        "gid_map", "level", "overflow_gid", "overflow_uid", "pid_ns", "rule", "uid_map"
+        "gid_map", "home", "level", "overflow_gid", "overflow_uid", "pid_ns", "rule", "uid_map"
     )  # fmt: skip
 
     def __init__(
@@ -86,6 +88,7 @@ class Viewer:
         overflow_uid: int = 65534,
         overflow_gid: int = 65534,
         rule: Rule | None = None,
+        home: tuple[int, int] | None = None,
     ) -> None:
         self.level = level
         self.pid_ns = pid_ns
@@ -94,10 +97,16 @@ class Viewer:
         self.overflow_uid = overflow_uid
         self.overflow_gid = overflow_gid
         self.rule = rule
+        self.home = home or (level, pid_ns)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether its numbers are not those of the namespace that iterators walk."""
+        return self.home[1] != self.pid_ns
 
     def key(self) -> tuple[object, ...]:
         """Everything that a program made for this viewer depends on."""
         return (
-            self.level, self.pid_ns, self.uid_map, self.gid_map,
+            self.level, self.pid_ns, self.home, self.uid_map, self.gid_map,
             self.overflow_uid, self.overflow_gid, None if self.rule is None else self.rule.key(),
         )  # fmt: skip
