@@ -24,6 +24,8 @@ COMMANDS = {
     "ps": "show the process table, with the options and columns of ps(1)",
     "dump": "print tasks as JSON lines, or as the raw stream",
     "decode": "turn a saved stream into JSON lines",
+    "doctor": "say what this host and this user can do, and what to change to get more",
+    "explain": "print the program by which the kernel would answer a request",
     "abi": "print the interface as a C header",
 }
 

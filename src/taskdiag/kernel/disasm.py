@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ("disassemble", "listing")
 
 _LDX, _ST, _STX, _JMP, _ALU32, _JMP32, _ALU64 = 1, 2, 3, 5, 4, 6, 7
+# Of an ld_imm64: the address of a subprogram (include/uapi/linux/bpf.h).
+_PSEUDO_FUNC = 4
 _SIZES = {0x00: "u32", 0x08: "u16", 0x10: "u8", 0x18: "u64"}
 _MODE, _MODE_MEM = 0xE0, 0x60
 
@@ -64,7 +66,7 @@ def disassemble(
         if skip:
             skip = False
         elif insn[0] == asm._LD_IMM64 and at + 1 < len(insns):
-            yield at, _wide(insn, insns[at + 1][3], maps.get(at), name_of)
+            yield at, _wide(at, insn, insns[at + 1][3], names, maps.get(at), name_of)
             skip = True
         else:
             yield at, _narrow(at, insn, names, name_of)
@@ -110,6 +112,8 @@ def _targets(code: Code, insns: list[tuple[int, int, int, int]]) -> dict[int, st
 def _target(at: int, insn: tuple[int, int, int, int]) -> int | None:
     """The instruction that one may continue at, besides the next."""
     code, registers, off, imm = insn
+    if code == asm._LD_IMM64:
+        return at + 1 + imm if registers >> 4 == _PSEUDO_FUNC else None
     if code == asm._CALL:
         return at + 1 + imm if registers >> 4 == asm.PSEUDO_CALL else None
     if code == asm._GOTO or (code & 7 in (_JMP, _JMP32) and code & 0xF0 in _CONDITIONS):
@@ -157,8 +161,10 @@ def _narrow(
 
 
 def _wide(
+    at: int,
     insn: tuple[int, int, int, int],
     high: int,
+    names: dict[int, str],
     map_name: str | None,
     name_of: Callable[[int], str] | None,
 ) -> str:
@@ -170,6 +176,8 @@ def _wide(
         return f"r{dst} = {text}" if src == asm.PSEUDO_MAP_FD else f"r{dst} = {text}[0]+{high}"
     if src == asm.PSEUDO_BTF_ID:
         return f"r{dst} = &{_named(low, name_of)}"
+    if src == _PSEUDO_FUNC:
+        return f"r{dst} = &{names.get(at + 1 + low, f'pc{low:+d}')}"
     return f"r{dst} = {(high & 0xFFFFFFFF) << 32 | low & 0xFFFFFFFF:#x}"
 
 

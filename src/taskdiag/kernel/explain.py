@@ -1,0 +1,141 @@
+"""What a request becomes: the programs and their annotated text, without loading anything.
+
+Needs no privilege: programs come from type information that everybody may read.  What
+only the kernel could tell is stood in for, and named.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .. import abi
+from ..abi import Dump, Show
+from ..request import Request
+from . import mm, vma
+from .annotate import Annotator
+from .compile import Program, compile_request, served
+from .disasm import listing
+from .emit import Host
+from .viewer import INIT_PID_NS, Viewer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .facts import Facts
+
+__all__ = ("explain",)
+
+#: Addresses that no kernel would give, to be recognized in the listing.
+_STAND_IN = 0x1111_1111_1111_1111
+
+_WHICH = {
+    Dump.ALL: "every process",
+    Dump.ONE: "process {pid}",
+    Dump.ALL_THREAD: "every thread",
+    Dump.CHILDREN: "the children of process {pid}",
+    Dump.THREAD: "every thread of process {pid}",
+}
+
+
+def explain(request: Request, facts: Facts) -> Iterator[str]:
+    """The lines that explain how the kernel engine would answer the request.
+
+    Raises EngineUnavailable if the kernel has no BTF, BtfError if it lacks a structure
+    that a group is read from.
+    """
+    lacking = served(facts, threads=request.threads)
+    elsewhere = Show(0)
+    yield f"; {_WHICH[request.strategy].format(pid=request.pid)}: {_names(request.show)}"
+    for group in _groups(request.show):
+        if lacking[group]:
+            elsewhere |= group
+            yield f"; {_names(group)}: from procfs, for want of {lacking[group]}"
+    if elsewhere & Show.VMA_STAT and not elsewhere & Show.VMA:
+        elsewhere |= Show.VMA
+        yield "; vma: from procfs as well, since vma_stat lies in its records"
+    viewer, host = Viewer(*_namespace()), _stand_in_host(request.show & ~elsewhere, facts)
+    yield from _stand_ins(viewer, host)
+    if request.strategy == Dump.CHILDREN:
+        yield ""
+        yield f"; Before it: is there a process {request.pid}?"
+        first = Request(Show(0), Dump.ONE, request.pid)
+        yield from _program(first, compile_request(first, facts, viewer, host, Annotator), facts)
+    inside = Request(request.show & ~elsewhere, request.strategy, request.pid, request.seq)
+    yield ""
+    yield from _program(inside, compile_request(inside, facts, viewer, host, Annotator), facts)
+
+
+def _program(request: Request, program: Program, facts: Facts) -> Iterator[str]:
+    code = program.code
+    narrow = {Dump.ONE: f"tid = {request.pid}", Dump.THREAD: f"pid = {request.pid}"}
+    attach = "iter.s/task, which may sleep" if program.sleepable else "iter/task"
+    maps = sorted({name for _, name in code.maps})
+    yield (
+        f"; {attach}: {len(code.insns) // 8} instructions"
+        + (f", maps {', '.join(maps)}" if maps else ", no map")
+        + f", run for {narrow.get(request.strategy, 'all tasks')}"
+    )
+    yield "; r6 = task, r7 = its mm, r8 = its signal, " + (
+        "r9 = the message" if program.arena else "the message lies on the stack (r10)"
+    )
+    yield from listing(code, facts.btf.name, _describe)
+
+
+def _stand_in_host(show: Show, facts: Facts) -> Host:
+    host = Host()
+    if show & Show.STATM and facts.has_member("mm_struct", "rss_stat[MM_ANONPAGES].counters"):
+        host.per_cpu = tuple(_STAND_IN + cpu for cpu in range(mm.possible_cpus()))
+    if show & Show.VMA:
+        host.special_ops = _STAND_IN
+        host.gate = vma.gate_record()
+    return host
+
+
+def _stand_ins(viewer: Viewer, host: Host) -> Iterator[str]:
+    """Says which numbers of the listing are not those of a real program."""
+    if host.per_cpu:
+        count = len(host.per_cpu)
+        yield (
+            f"; stand-ins: {_STAND_IN:#x} and up for where the {count} CPUs keep their counters"
+            " (a real program has them from the kernel)"
+        )
+    if host.special_ops:
+        yield (
+            f"; stand-in: {_STAND_IN:#x} for the address of special_mapping_vmops"
+            " (a real program has it from the kernel)"
+        )
+    if viewer.level:
+        yield (
+            f"; stand-in: level {viewer.level} for the depth of this pid namespace"
+            " (a real program has it from the kernel)"
+        )
+
+
+def _namespace() -> tuple[int, int]:
+    """Level and inode number of this process' pid namespace; the level is a guess."""
+    try:
+        inode = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0, INIT_PID_NS
+    return (0 if inode == INIT_PID_NS else 1), inode
+
+
+def _groups(show: Show) -> list[Show]:
+    # Since Python 3.11 flags can be iterated over.
+    return [group for group in Show if group & show]
+
+
+def _names(show: Show) -> str:
+    return ", ".join(str(group.name).lower() for group in _groups(show)) or "just the numbers"
+
+
+def _describe(note: str) -> str:
+    """A note with what the catalogue says: ``base.ppid = parent_nr(task)``."""
+    group, _, field = note.partition(".")
+    attr = next((attr for attr in abi.GROUPS if attr.name.lower() == group), None)
+    if attr is None:
+        return note
+    if not field:
+        return f"{note}: {abi.GROUPS[attr].doc}"
+    return f"{note} = {abi.GROUPS[attr][field].kernel}"
