@@ -66,6 +66,7 @@ _CALL, _EXIT, _GOTO = 0x85, 0x95, 0x05
 PSEUDO_MAP_FD = 1
 PSEUDO_MAP_VALUE = 2
 PSEUDO_BTF_ID = 3
+PSEUDO_FUNC = 4
 PSEUDO_CALL = 1
 PSEUDO_KFUNC_CALL = 2
 
@@ -89,11 +90,13 @@ class Code:
 
     ``insns`` is the bytecode; ``maps`` says which instructions load a map, by the
     map's name, for whoever loads the program to fill in descriptors; ``notes`` are
-    what the code says about itself: (instruction, text).  Only people ask for the
-    rest: ``labels`` are names of instructions, ``comments`` texts to instructions.
+    what the code says about itself: (instruction, text).  ``functions`` are the
+    instructions where functions begin, if the kernel calls any of them back: then it
+    wants to be told.  Only people ask for the rest: ``labels`` are names of
+    instructions, ``comments`` texts to instructions.
     """
 
-    __slots__ = ("comments", "insns", "labels", "maps", "notes")
+    __slots__ = ("comments", "functions", "insns", "labels", "maps", "notes")
 
     def __init__(
         self,
@@ -102,12 +105,14 @@ class Code:
         notes: list[tuple[int, str]],
         labels: dict[str, int],
         comments: dict[int, str] | None = None,
+        functions: list[int] | None = None,
     ) -> None:
         self.insns = insns
         self.maps = maps
         self.notes = notes
         self.labels = labels
         self.comments = comments or {}
+        self.functions = functions or []
 
     def note_at(self, insn: int) -> str:
         """The note in force at an instruction: what the code there is for."""
@@ -127,6 +132,7 @@ class Assembler:
         self._labels: dict[str, int] = {}
         self._jumps: list[tuple[int, str]] = []
         self._calls: list[tuple[int, str]] = []
+        self._callbacks = False
         self._maps: list[tuple[int, str]] = []
         self._notes: list[tuple[int, str]] = []
         self._fresh = 0
@@ -232,6 +238,12 @@ class Assembler:
         self._calls.append((len(self), label))
         self._emit(_CALL, 0, PSEUDO_CALL)
 
+    def function(self, dst: Reg, label: str) -> None:
+        """``dst`` = the address of a subprogram, for a helper to call back."""
+        self._callbacks = True
+        self._calls.append((len(self), label))
+        self._ld_imm64(dst, PSEUDO_FUNC, 0)
+
     def exit(self) -> None:
         """Return R0."""
         self._emit(_EXIT)
@@ -257,8 +269,15 @@ class Assembler:
             code, regs, off, _ = insns[at]
             insns[at] = code, regs, off, self._resolve(name) - at - 1
         pack = INSN.pack
-        code = b"".join([pack(*insn) for insn in insns])
-        return Code(code, list(self._maps), list(self._notes), self._labels)
+        packed = b"".join([pack(*insn) for insn in insns])
+        functions = {0, *(self._resolve(name) for _, name in self._calls)}
+        return Code(
+            packed,
+            list(self._maps),
+            list(self._notes),
+            self._labels,
+            functions=sorted(functions) if self._callbacks else None,
+        )
 
     def _resolve(self, name: str) -> int:
         try:

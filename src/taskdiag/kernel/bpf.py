@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from struct import Struct, pack_into
+from struct import Struct, pack, pack_into
 
 from ..errors import EngineUnavailable
 from .asm import INSN, Code
@@ -48,6 +48,18 @@ _LINK_ATTR = Struct("=IIIIQI4x")
 _ITER_ATTR = Struct("=II")
 _ELEM_ATTR = Struct("=I4xQQQ")
 _BTF_ATTR = Struct("=QQIII4x")
+
+# BTF for programs with functions that are called back: one FUNC, static, of no
+# parameters, which stands for all of them.
+_STRINGS = b"\0long\0taskdiag\0"
+_FUNCTION_BTF = (
+    pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, 40, 40, len(_STRINGS))
+    + pack("=4I", 1, 1 << 24, 8, 1 << 24 | 64)  # INT long: signed, 64 bits
+    + pack("=3I", 0, 13 << 24, 1)  # FUNC_PROTO: long (*)(void)
+    + pack("=3I", 6, 12 << 24, 2)  # FUNC taskdiag
+    + _STRINGS
+)
+_FUNCTION_ID = 3
 
 # "Dual MIT/GPL" is what license_is_gpl_compatible() (include/linux/license.h) accepts
 # for code under our licence; the tracing helpers are for such programs only.
@@ -137,12 +149,18 @@ def load_program(
         pack_into("=i", insns, at * INSN.size + 4, maps[wanted])
     text = ctypes.create_string_buffer(bytes(insns), len(insns))
 
+    # One (instruction, type) each.
+    infos = b"".join([pack("=II", at, _FUNCTION_ID) for at in code.functions])
+    functions = ctypes.create_string_buffer(infos, len(infos)) if infos else None
+    btf = btf_load(_FUNCTION_BTF) if infos else 0
+
     def attr(level: int, log: ctypes.Array[ctypes.c_char] | None) -> bytes:
         return _PROG_ATTR.pack(
             _PROG_TYPE_TRACING, len(insns) // INSN.size, _address(text), _address(_LICENSE),
-            level, 0 if log is None else len(log), 0 if log is None else _address(log),
+            level, _length(log), _address(log),
             0, _F_SLEEPABLE if sleepable else 0, name, 0, _ATTACH_TRACE_ITER,
-            0, 0, 0, 0, 0, 0, 0, attach_btf_id, 0,
+            btf, 8 if infos else 0, _address(functions), len(code.functions),
+            0, 0, 0, attach_btf_id, 0,
         )  # fmt: skip
 
     try:
@@ -158,6 +176,9 @@ def load_program(
                 raise error from None
             where = code.note_at(_last_insn(words)) or "the program"
             raise VerifierError(error.errno or 0, where, words) from None
+    finally:
+        if btf:
+            os.close(btf)
 
 
 def create_link(program: int, tid: int = 0, pid: int = 0) -> int:
@@ -178,8 +199,12 @@ def create_iterator(link: int) -> int:
     return bpf(_ITER_CREATE, _ITER_ATTR.pack(link, 0))
 
 
-def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
-    return ctypes.addressof(buffer)
+def _address(buffer: ctypes.Array[ctypes.c_char] | None) -> int:
+    return 0 if buffer is None else ctypes.addressof(buffer)
+
+
+def _length(buffer: ctypes.Array[ctypes.c_char] | None) -> int:
+    return 0 if buffer is None else len(buffer)
 
 
 def _last_insn(log: str) -> int:

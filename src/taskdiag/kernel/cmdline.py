@@ -6,7 +6,7 @@ fs/proc/base.c (get_mm_cmdline); needs a sleepable program.
 from __future__ import annotations
 
 from ..abi import Attr
-from .asm import R0, R1, R2, R3, R4, R5
+from .asm import R0, R1, R2, R3, R4, R5, R10
 from .emit import ARENA, MM
 
 TYPE_CHECKING = False
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .emit import Emitter
     from .facts import Facts
 
-__all__ = ("LONGEST", "emit", "missing")
+__all__ = ("LONGEST", "emit", "is_anonymous", "missing")
 
 #: The longest message: the iterator's buffer (``PAGE_SIZE << 3``, kernel/bpf/bpf_iter.c).
 LONGEST = 1 << 15
@@ -25,10 +25,13 @@ _MOST = LONGEST - 1024
 def missing(facts: Facts) -> str:
     """What this kernel lacks for it, "" if nothing."""
     # Since Linux kernel commit dd6e10fbd9fb ("bpf: Add bpf_copy_from_user_task() helper")
-    # (in v5.18), sleepable programs can read the memory of tasks.
-    if facts.has_enumerator("BPF_FUNC_copy_from_user_task"):
-        return ""
-    return "helper bpf_copy_from_user_task (5.18)"
+    # (in v5.18), sleepable programs can read the memory of tasks; the other groups need
+    # RCU meanwhile, which such programs can take since v6.2.
+    if not facts.has_enumerator("BPF_FUNC_copy_from_user_task"):
+        return "helper bpf_copy_from_user_task (5.18)"
+    if not facts.has("func", "bpf_rcu_read_lock"):
+        return "kfunc bpf_rcu_read_lock (6.2)"
+    return ""
 
 
 def emit(c: Emitter, at: int) -> None:
@@ -41,11 +44,36 @@ def emit(c: Emitter, at: int) -> None:
     c.follow(R3, MM, "mm_struct", "arg_start")
     c.follow(R2, MM, "mm_struct", "arg_end")
     c.jump(">=", R3, R2, empty)
+    c.set("arg_start", R3)
     c.alu("sub", R2, R3)
     c.set("args", R2)
     c.jump(">", R2, _MOST, defer)
+
+    # Only anonymous memory, as procfs reads it: since Linux kernel commit 7f7ccc2ccc2e
+    # ("proc: do not access cmdline nor environ from file-backed areas") (in v4.17),
+    # whoever maps a file of his own (FUSE) over his arguments does not hold up readers.
+    c.set("anonymous", 0)
+    c.get(R1, "task")
+    c.get(R2, "arg_start")
+    c.function(R3, "is_anonymous")
+    c.mov(R4, R10)
+    c.alu("add", R4, c.local("anonymous"))
+    c.mov(R5, 0)
+    c.helper("find_vma")
+    # Not mapped, or mapped for writing right now.
+    c.jump("!=", R0, 0, defer)
+    # How far the anonymous mapping reaches, 0 if it is none.
+    c.get(R1, "anonymous")
+    c.get(R2, "arg_start")
+    c.get(R3, "args")
+    c.alu("add", R2, R3)
+    c.jump("<", R1, R2, defer)
+
     c.mov(R1, ARENA)
     c.alu("add", R1, at + 4)
+    c.get(R2, "args")
+    c.jump(">", R2, _MOST, defer)
+    c.get(R3, "arg_start")
     c.get(R4, "task")
     c.mov(R5, 0)
     c.helper("copy_from_user_task")
@@ -73,3 +101,16 @@ def emit(c: Emitter, at: int) -> None:
     c.defer()
     c.set("length", at)
     c.label(done)
+
+
+def is_anonymous(c: Emitter) -> None:
+    """The callback of ``bpf_find_vma()``: *R3 = the end of the VMA in R2 if it is anonymous."""
+    c.label("is_anonymous")
+    done = c.fresh("mapped")
+    c.follow(R1, R2, "vm_area_struct", "vm_ops")
+    c.jump("!=", R1, 0, done)
+    c.follow(R1, R2, "vm_area_struct", "vm_end")
+    c.store(R3, 0, R1)
+    c.label(done)
+    c.mov(R0, 0)
+    c.exit()

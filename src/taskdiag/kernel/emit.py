@@ -48,6 +48,8 @@ HELPERS = {
     "probe_read_kernel_str": 115,
     "seq_write": 127,
     "d_path": 147,
+    "find_vma": 180,
+    "loop": 181,
     "copy_from_user_task": 191,
     "map_lookup_percpu_elem": 195,
 }

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from .facts import Facts
 
 __all__ = (
+    "add_thread",
     "adjust",
     "clock_t",
     "missing",
     "mul_div",
+    "needs_room",
     "nice",
     "priority",
     "processor",
@@ -38,6 +40,8 @@ TASK_REPORT_IDLE = 0x80
 
 _NSEC_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _TRIES = 4
+#: PID_MAX_LIMIT (include/linux/threads.h): no process has more threads.
+_MOST_THREADS = 4 << 20
 
 
 def state(c: Emitter) -> None:
@@ -72,9 +76,21 @@ def state(c: Emitter) -> None:
 
 def missing(facts: Facts) -> str:
     """What this kernel lacks to sum over the threads of a process, "" if nothing."""
+    # Since Linux kernel commit e6f2dd0f8067 ("bpf: Add bpf_loop helper") (in v5.17).
+    if _iterates(facts) or facts.has_enumerator("BPF_FUNC_loop"):
+        return ""
+    return "helper bpf_loop (5.17)"
+
+
+def _iterates(facts: Facts) -> bool:
     # Since Linux kernel commit c68a78ffe2cb ("bpf: Introduce task open coded iterator
-    # kfuncs") (in v6.7), a program can walk them.
-    return "" if facts.has("func", "bpf_iter_task_new") else "kfunc bpf_iter_task_new (6.7)"
+    # kfuncs") (in v6.7), a program can walk the threads of a process.
+    return facts.has("func", "bpf_iter_task_new")
+
+
+def needs_room(facts: Facts) -> bool:
+    """Whether summing over threads takes more stack than a message there leaves."""
+    return not _iterates(facts)
 
 
 def totals(c: Emitter, minflt: int, majflt: int, utime: int, stime: int) -> None:
@@ -137,6 +153,9 @@ def totals(c: Emitter, minflt: int, majflt: int, utime: int, stime: int) -> None
 
 def _each_thread(c: Emitter, members: tuple[str, ...], offsets: tuple[int, ...]) -> None:
     """Add the members of every live thread to what is in the message."""
+    if not _iterates(c.facts):
+        _walk_threads(c, offsets)
+        return
     loop, end = c.fresh("thread"), c.fresh("threads")
     iterator = c.local("iterator", 24)
 
@@ -165,6 +184,72 @@ def _each_thread(c: Emitter, members: tuple[str, ...], offsets: tuple[int, ...])
     c.label(end)
     argument()
     c.kfunc("bpf_iter_task_destroy")
+
+
+# What _walk_threads() and its callback share: the list's node, its head, five sums.
+_CURSOR, _HEAD, _SUMS = 0, 8, 16
+_LIVE = ("min_flt", "maj_flt", "utime", "stime", "se.sum_exec_runtime")
+
+
+def _walk_threads(c: Emitter, offsets: tuple[int, ...]) -> None:
+    """The same by ``signal->thread_head``, with a callback for each thread."""
+    shared = c.local("walk", _SUMS + 8 * len(_LIVE))
+    for index in range(len(_LIVE)):
+        c.store(R10, shared + _SUMS + 8 * index, 0)
+    c.mov(R3, SIGNAL)
+    c.alu("add", R3, c.facts.member("signal_struct", "thread_head").offset)
+    c.store(R10, shared + _HEAD, R3)
+    c.mov(R1, R10)
+    c.alu("add", R1, shared + _CURSOR)
+    c.mov(R2, 8)
+    c.helper("probe_read_kernel")
+    c.mov(R1, _MOST_THREADS)
+    c.function(R2, "add_thread")
+    c.mov(R3, R10)
+    c.alu("add", R3, shared)
+    c.mov(R4, 0)
+    c.helper("loop")
+    for index, off in enumerate(offsets):
+        c.take(R1, off, 8)
+        c.load(R2, R10, shared + _SUMS + 8 * index)
+        c.alu("add", R1, R2)
+        c.put(off, R1, 8)
+    c.get(R1, "rtime")
+    c.load(R2, R10, shared + _SUMS + 8 * len(offsets))
+    c.alu("add", R1, R2)
+    c.set("rtime", R1)
+
+
+def add_thread(c: Emitter) -> None:
+    """The callback of ``bpf_loop()``: add the thread at the cursor, move on; 1 at the end."""
+    if _iterates(c.facts):
+        return
+    c.label("add_thread")
+    node = c.facts.member("task_struct", "thread_node").offset
+    c.mov(R6, R2)
+    c.load(R7, R6, _CURSOR)
+    c.load(R8, R6, _HEAD)
+    c.jump("==", R7, R8, "add_thread.end")
+    c.jump("==", R7, 0, "add_thread.end")
+    places = [c.facts.member("task_struct", name).offset - node for name in _LIVE]
+    for index, place in enumerate([*places, 0]):
+        c.mov(R1, R10)
+        c.alu("add", R1, -8)
+        c.mov(R2, 8)
+        c.mov(R3, R7)
+        c.alu("add", R3, place)
+        c.helper("probe_read_kernel")
+        c.load(R1, R10, -8)
+        if index < len(places):
+            c.load(R2, R6, _SUMS + 8 * index)
+            c.alu("add", R1, R2)
+            c.store(R6, _SUMS + 8 * index, R1)
+    c.store(R6, _CURSOR, R1)
+    c.mov(R0, 0)
+    c.exit()
+    c.label("add_thread.end")
+    c.mov(R0, 1)
+    c.exit()
 
 
 def adjust(c: Emitter, utime: int, stime: int) -> None:

@@ -206,7 +206,7 @@ def _fixed(c: Emitter) -> None:
 def _file(c: Emitter, defer: str) -> None:
     """Offset, device, inode and path of the file in R1; R0 = the path's length."""
     # Since Linux kernel commit def3ae83da02 ("fs: store real path instead of fake path
-    # in backing file f_path") (in v6.8), a stacking file system maps files whose path
+    # in backing file f_path") (in v6.7), a stacking file system maps files whose path
     # is not the user's.
     if c.facts.has_member("backing_file", "user_path"):
         c.follow(R2, R1, "file", "f_mode")
