@@ -11,7 +11,7 @@ What other security modules would add is not asked here: see docs/security.md.
 
 from __future__ import annotations
 
-from .asm import R0, R1, R2, R3, R6, R7, R8, R9
+from .asm import R0, R1, R2, R3, R6, R7, R8, R9, R10
 from .viewer import CAP_SYS_PTRACE
 
 TYPE_CHECKING = False
@@ -168,17 +168,14 @@ def _capable(c: Emitter, rule: Rule) -> None:
     """
     level = c.facts.member("user_namespace", "level")
     own = bool(rule.caps & CAP_SYS_PTRACE)
-    c.mov(R3, _DEEPEST)
-    c.label("capable.up")
-    c.load(R2, R1, level.offset, level.size)
+    c.mov(R6, R1)
+    c.load(R2, R6, level.offset, level.size)
     c.jump("<=", R2, rule.level + 1, "capable.near", bits=32)
-    c.load(R1, R1, c.facts.member("user_namespace", "parent").offset)
-    c.alu("sub", R3, 1)
-    c.jump("!=", R3, 0, "capable.up")
-    c.goto("capable.no")
+    _climb(c, rule)
+    c.load(R2, R6, level.offset, level.size)
+    c.jump(">", R2, rule.level + 1, "capable.no", bits=32)
     c.label("capable.near")
     c.jump("<", R2, rule.level, "capable.no", bits=32)
-    c.mov(R6, R1)
     c.jump("==", R2, rule.level, "capable.own", bits=32)
     c.load(R7, R6, c.facts.member("user_namespace", "parent").offset)
     _same_namespace(c, rule, R7, "capable.no")
@@ -195,6 +192,42 @@ def _capable(c: Emitter, rule: Rule) -> None:
     c.label("capable.no")
     c.mov(R0, 0)
     c.exit()
+
+
+def _climb(c: Emitter, rule: Rule) -> None:
+    """R6 = the ancestor of the user namespace R6 that lies directly below the viewer's level."""
+    level = c.facts.member("user_namespace", "level")
+    parent = c.facts.member("user_namespace", "parent")
+    # Since Linux kernel commit 6018e1f407cc ("bpf: implement numbers iterator") (in v6.4),
+    # the verifier need not follow each turn of a loop, which takes milliseconds here.
+    if not c.facts.has("func", "bpf_iter_num_new"):
+        c.mov(R3, _DEEPEST)
+        c.label("capable.up")
+        c.load(R6, R6, parent.offset)
+        c.load(R2, R6, level.offset, level.size)
+        c.jump("<=", R2, rule.level + 1, "capable.near", bits=32)
+        c.alu("sub", R3, 1)
+        c.jump("!=", R3, 0, "capable.up")
+        return
+
+    def iterator() -> None:
+        c.mov(R1, R10)
+        c.alu("add", R1, -8)
+
+    iterator()
+    c.mov(R2, 0)
+    c.mov(R3, _DEEPEST)
+    c.kfunc("bpf_iter_num_new")
+    c.label("capable.up")
+    iterator()
+    c.kfunc("bpf_iter_num_next")
+    c.jump("==", R0, 0, "capable.top")
+    c.load(R6, R6, parent.offset)
+    c.load(R2, R6, level.offset, level.size)
+    c.jump(">", R2, rule.level + 1, "capable.up", bits=32)
+    c.label("capable.top")
+    iterator()
+    c.kfunc("bpf_iter_num_destroy")
 
 
 def _same_namespace(c: Emitter, rule: Rule, namespace: Reg, other: str) -> None:
