@@ -3,51 +3,159 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import signal
 import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from . import jobs, limits
+from . import groups, growth, jobs, limits, machine, picture, syscalls
 from .checks import CheckError
 from .contender import RunError, note
 from .host import Host, Missing
+from .jobs import Job
 from .limits import LimitError
 from .peers import BuildError
 from .population import Population
+from .report import report
+
+SPECIAL = ("growth", "groups", "syscalls")
+NAMES = (*(job.name for job in jobs.JOBS), *SPECIAL)
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Measure, report; 0 if all went well, whatever the figures, and 1 if something failed."""
     options = _parser().parse_args(arguments)
+    if os.geteuid() != 0:
+        note("bench: not root: the kernel engine will be missing, and limits stay as they are")
     # A polite end, so that whatever was made is undone.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        results = measure(options)
+    except (LimitError, BuildError, RunError) as error:
+        note(f"bench: {error}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    print(report(results))
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    if options.svg:
+        options.svg.write_text(picture.draw(results))
+    return 1 if results["failed"] else 0
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that was asked for, as the JSON file holds it."""
+    wanted: Sequence[str] = options.job or NAMES
+    results: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": machine.describe(),
+        "runs": options.runs,
+        "jobs": [],
+        "skipped": [],
+        "failed": [],
+    }
     with Host() as host:
-        for (tasks, threads), some in _by_population(options).items():
+        for (tasks, threads), some in _by_population(options, wanted).items():
+            note(f"bench: {tasks:,} processes with {threads} threads")
             with limits.raised(tasks, threads), Population(host.toolbox, threads) as people:
                 people.grow(tasks)
                 members = people.pids()
                 for job in some:
-                    try:
-                        r = jobs.run(job, host, members, options.runs)
-                    except (Missing, BuildError) as e:
-                        note(f"{job.name}: skip {e}")
-                        continue
-                    except (CheckError, RunError) as e:
-                        note(f"{job.name}: FAIL {str(e)[:1500]}")
-                        continue
-                    print(f"{tasks}x{threads} {job.name:24} {r['ours']['median']*1e3:9.2f} ms {r['peer']['median']*1e3:9.2f} ms ratio {r['ratio']:.2f} {r['ratio_spread']} target {r['target']} {r['met']}",flush=True)
-    return 0
+                    run = partial(jobs.run, job, host, members, options.runs)
+                    found = _attempt(results, job.name, run)
+                    if found:
+                        results["jobs"].append({**found, "tasks": tasks, "threads": threads})
+        order = [job.name for job in jobs.JOBS]
+        results["jobs"].sort(key=lambda job: order.index(job["name"]))
+        _special(host, options, wanted, results)
+    return results
 
-def _by_population(options):
-    found={}
+
+def _special(
+    host: Host, options: argparse.Namespace, wanted: Sequence[str], results: dict[str, Any]
+) -> None:
+    """What is no pair."""
+    if "groups" in wanted:
+        tasks = options.tasks or groups.TASKS
+        with limits.raised(tasks), Population(host.toolbox) as people:
+            people.grow(tasks)
+            results["groups"] = _attempt(
+                results, "groups", lambda: groups.measure(host, options.runs)
+            )
+    if "syscalls" in wanted:
+        tasks = options.tasks or syscalls.TASKS
+        with limits.raised(tasks), Population(host.toolbox) as people:
+            people.grow(tasks)
+            results["syscalls"] = _attempt(
+                results, "syscalls", lambda: syscalls.measure(host, tasks)
+            )
+    if "growth" in wanted:
+        sizes = [options.tasks, 2 * options.tasks] if options.tasks else growth.SIZES
+        with limits.raised(max(sizes)):
+            results["growth"] = _attempt(
+                results, "growth", lambda: growth.measure(host, sizes, options.runs)
+            )
+
+
+def _attempt(results: dict[str, Any], name: str, run: Callable[[], Any]) -> Any:
+    """One measurement; what goes wrong with it does not stop the others."""
+    note(f"bench: {name}")
+    try:
+        return run()
+    except (Missing, BuildError) as error:
+        results["skipped"].append([name, str(error)])
+    except (CheckError, RunError) as error:
+        note(f"bench: {name} failed: {error}")
+        results["skipped"].append([name, f"FAILED: {str(error)[:300]}"])
+        results["failed"].append(name)
+    return None
+
+
+def _by_population(
+    options: argparse.Namespace, wanted: Sequence[str]
+) -> dict[tuple[int, int], list[Job]]:
+    """The jobs wanted, by the population that they need."""
+    found: dict[tuple[int, int], list[Job]] = {}
     for job in jobs.JOBS:
-        if options.job and job.name not in options.job: continue
-        found.setdefault((options.tasks or job.tasks, options.threads or job.threads),[]).append(job)
+        if job.name in wanted:
+            key = options.tasks or job.tasks, options.threads or job.threads
+            found.setdefault(key, []).append(job)
     return found
 
-def _parser():
-    p=argparse.ArgumentParser()
-    p.add_argument("--tasks",type=int); p.add_argument("--threads",type=int); p.add_argument("--job",action="append"); p.add_argument("--runs",type=int,default=7)
-    return p
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure taskdiag beside those who do the same today.",
+        epilog=f"jobs: {', '.join(NAMES)}",
+    )
+    add = parser.add_argument
+    add("--tasks", type=_positive, metavar="N", help="processes (default: what each job is for)")
+    add("--threads", type=_positive, metavar="N", help="threads per process")
+    add(
+        "--job", action="append", choices=NAMES, metavar="NAME",
+        help="only this job; may be repeated",
+    )  # fmt: skip
+    add("--runs", type=_positive, default=11, metavar="N", help="runs of each (%(default)s)")
+    add("--json", type=Path, metavar="FILE", help="write the results there")
+    add("--svg", type=Path, metavar="FILE", help="draw them there")
+    return parser
+
 
 if __name__ == "__main__":
     sys.exit(main())

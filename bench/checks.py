@@ -17,8 +17,8 @@ from taskdiag.abi import VmaFlag
 from taskdiag.netlink import messages
 
 __all__ = (
-    "CheckError", "bytes_of", "json_rows", "lines_by_pid", "map_lines", "maps_of", "same", "stat_lines",
-    "stats_of",
+    "CheckError", "bytes_of", "json_rows", "lines_by_pid", "map_lines", "maps_of", "same",
+    "stat_lines", "stats_of",
 )  # fmt: skip
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -128,9 +128,7 @@ class Worker:
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Do a job.  Raises RunError if it fails."""
-        answer: dict[str, Any] = json.loads(
-            self._process.ask(json.dumps({"do": do, **arguments}))
-        )
+        answer: dict[str, Any] = json.loads(self._process.ask(json.dumps({"do": do, **arguments})))
         if "error" in answer:
             raise RunError(f"{do} {arguments}: {answer['error']}")
         return answer

@@ -1,7 +1,7 @@
 """A clean installation of taskdiag, as a user's: an environment with nothing else in it.
 
 What `pip install` does, without asking a package index: the package's files, compiled, and
-the console script that pip writes.  Development environments start slower: an editable
+the command.  Development environments start slower: an editable
 installation and every other package's .pth file add to each start of the interpreter.
 """
 
@@ -17,15 +17,6 @@ __all__ = ("Installation",)
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: What pip's script looks like, where pip itself is not there to write it.
-_SCRIPT = """\
-#!{python}
-import sys
-from taskdiag.cli import main
-if __name__ == "__main__":
-    sys.exit(main())
-"""
-
 
 class Installation:
     """An environment in a directory.
@@ -39,9 +30,7 @@ class Installation:
         self.python = directory / "bin" / "python"
         self.command = directory / "bin" / "taskdiag"
         base = Path(sys.executable).resolve()
-        subprocess.run(
-            [str(base), "-I", "-m", "venv", "--without-pip", str(directory)], check=True
-        )
+        subprocess.run([str(base), "-I", "-m", "venv", "--without-pip", str(directory)], check=True)
         version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
         site = directory / "lib" / version / "site-packages"
         shutil.copytree(
@@ -52,14 +41,8 @@ class Installation:
         self._script()
 
     def _script(self) -> None:
-        try:
-            from pip._vendor.distlib.scripts import ScriptMaker
-        except ImportError:
-            self.command.write_text(_SCRIPT.format(python=self.python))
-            self.command.chmod(0o755)
-            return
-        maker = ScriptMaker(None, str(self.command.parent))
-        maker.executable = str(self.python)
-        maker.variants = {""}
-        maker.set_mode = True
-        maker.make("taskdiag = taskdiag.cli:main")
+        """The command, with the interpreter in its first line, as pip rewrites it."""
+        lines = (ROOT / "bin" / "taskdiag").read_text().splitlines(keepends=True)
+        lines[0] = f"#!{self.python}\n"
+        self.command.write_text("".join(lines))
+        self.command.chmod(0o755)

@@ -150,9 +150,7 @@ def _iterator(show: str) -> Callable[[Host], Pair]:
 
 def _table(column: int, *without: int) -> Callable[[Host, Any, Any, Sequence[int]], int]:
     def check(host: Host, ours: Command, peer: Command, members: Sequence[int]) -> int:
-        mine, theirs = (
-            checks.lines_by_pid(who.output(), column, without) for who in (ours, peer)
-        )
+        mine, theirs = (checks.lines_by_pid(who.output(), column, without) for who in (ours, peer))
         return checks.same(members, mine, theirs)
 
     return check

@@ -33,7 +33,7 @@ def _engine(name: str) -> Any:
     return _engines[name]
 
 
-def stream(engine: str, show: str, strategy: int = 0, path: str = "") -> dict[str, Any]:
+def stream(engine: str, show: str | int, strategy: int = 0, path: str = "") -> dict[str, Any]:
     """Read an answer to its end; with ``path``, write it there."""
     import taskdiag
 
@@ -56,6 +56,7 @@ def ten(engine: str, path: str = "") -> dict[str, Any]:
     chosen = _engine(engine)
     start = time.perf_counter()
     rows = []
+    task: Any
     for task in taskdiag.dump("base,cred,stat,statm", engine=chosen):
         base, cred, stat, statm = task.base, task.cred, task.stat, task.statm
         rows.append(
@@ -72,7 +73,7 @@ def ten(engine: str, path: str = "") -> dict[str, Any]:
 
 def ten_psutil(path: str = "") -> dict[str, Any]:
     """The same by psutil."""
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     start = time.perf_counter()
     rows = []

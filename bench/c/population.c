@@ -72,6 +72,7 @@ static void live(pid_t parent, int number)
 		atomic_store(&shared->error, error);
 	else
 		atomic_fetch_add(&shared->ready, 1);
+	munmap(shared, sizeof *shared);
 	sleeper(NULL);
 }
 

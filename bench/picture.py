@@ -1,0 +1,156 @@
+"""Results as a picture: one bar per job, how many times faster than its peer.
+
+SVG by hand, legible on light and on dark pages: the colours follow the reader's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import log10
+from typing import Any
+from xml.sax.saxutils import escape
+
+from . import machine
+from .report import TIMES, seconds
+
+__all__ = ("HISTORY", "draw")
+
+#: What the announcements of task_diag reported in 2016: how many times faster than /proc.
+HISTORY = (
+    ("ps", 10.8),
+    ("/proc/PID/stat of every process", 5.0),
+    ("perf's fork test", 5.1),
+    ("80,000 threads", 8.2),
+)
+
+_WIDTH, _LEFT, _RIGHT = 860, 300, 700
+_ROW, _BAR = 30, 16
+_MOST = 200.0
+_TICKS = (1, 2, 5, 10, 20, 50, 100, 200)
+
+_STYLE = """
+  text { font: 13px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2328; }
+  .title { font-size: 16px; font-weight: 600; }
+  .head { font-weight: 600; }
+  .faint { fill: #59636e; font-size: 11.5px; }
+  .value { font-weight: 600; }
+  .grid { stroke: #d1d9e0; stroke-width: 1; }
+  .one { stroke: #59636e; stroke-width: 1; }
+  .ours { fill: #0969da; }
+  .theirs { fill: #afb8c1; }
+  .target { stroke: #bc4c00; stroke-width: 2; }
+  .spread { stroke: #1f2328; stroke-width: 1.2; }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #f0f6fc; }
+    .faint { fill: #9198a1; }
+    .grid { stroke: #3d444d; }
+    .one { stroke: #9198a1; }
+    .ours { fill: #4493f8; }
+    .theirs { fill: #656c76; }
+    .target { stroke: #f0883e; }
+    .spread { stroke: #f0f6fc; }
+  }
+"""
+
+
+def draw(results: dict[str, Any]) -> str:
+    """The jobs that compare us with a peer, and below what task_diag reported in 2016."""
+    jobs = [job for job in results["jobs"] if not job["at_most"]]
+    top = 74
+    body: list[str] = []
+    y = top
+    for job in jobs:
+        body += _job(job, y)
+        y += _ROW
+    below = y + 34
+    body.append(_text(20, below - 10, "For comparison: task_diag against /proc, 2016", "head"))
+    y = below + 6
+    for name, ratio in HISTORY:
+        body += [
+            _text(_LEFT - 10, y + 13, name, end=True),
+            _bar(y, ratio, "theirs"),
+            _text(_at(ratio) + 8, y + 13, f"{ratio:g}{TIMES}", "value"),
+        ]
+        y += _ROW
+    bottom = y
+    caption = _wrap(machine.sentence(results["machine"]), 120)
+    height = bottom + 44 + 16 * len(caption)
+    grid = [_tick(value, top - 6, bottom - 4) for value in _TICKS]
+    head = [
+        _text(20, 28, "How many times faster than its peer", "title"),
+        _text(20, 48, "median of runs side by side; thin line: least to most; orange: the goal",
+              "faint"),
+    ]  # fmt: skip
+    foot = [
+        _text(20, bottom + 28 + 16 * index, line, "faint") for index, line in enumerate(caption)
+    ]
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
+            f'width="{_WIDTH}" height="{height}" role="img">',
+            f"<title>{escape(_summary(jobs))}</title>",
+            f"<style>{_STYLE}</style>",
+            *grid, *head, *body, *foot,
+            "</svg>\n",
+        ]
+    )  # fmt: skip
+
+
+def _job(job: dict[str, Any], y: float) -> list[str]:
+    ratio = job["ratio"]
+    low, high = job["ratio_spread"]
+    size = f"{job['tasks']:,}" + (f"{TIMES} {job['threads']}" if job["threads"] > 1 else "")
+    end = max(_at(ratio), _at(high))
+    times = f"{seconds(job['ours']['median'])}, {job['peer']['label'].split(',')[0]}"
+    times += f": {seconds(job['peer']['median'])}"
+    parts = [
+        f"<g><title>{escape(job['title'])}, {size} tasks: {escape(times)}</title>",
+        _text(_LEFT - 10, y + 13, job["title"], end=True),
+        _bar(y, ratio, "ours"),
+        f'<path class="spread" d="M{_at(low):.1f} {y + 8}H{_at(high):.1f}"/>',
+        _text(end + 8, y + 13, f"{ratio:.3g}{TIMES}", "value"),
+    ]
+    if job["target"]:
+        at = _at(job["target"])
+        parts.append(f'<path class="target" d="M{at:.1f} {y - 2}V{y + _BAR + 2}"/>')
+    return [*parts, "</g>"]
+
+
+def _at(ratio: float) -> float:
+    """Where a ratio lies, from left to right: equal factors are equal ways."""
+    share = log10(min(max(ratio, 1.0), _MOST)) / log10(_MOST)
+    return _LEFT + share * (_RIGHT - _LEFT)
+
+
+def _bar(y: float, ratio: float, kind: str) -> str:
+    width = max(_at(ratio) - _LEFT, 1)
+    return f'<rect class="{kind}" x="{_LEFT}" y="{y}" width="{width:.1f}" height="{_BAR}" rx="2"/>'
+
+
+def _tick(value: float, top: float, bottom: float) -> str:
+    at = _at(value)
+    kind = "one" if value == 1 else "grid"
+    return (
+        f'<path class="{kind}" d="M{at:.1f} {top}V{bottom}"/>'
+        f'<text class="faint" x="{at:.1f}" y="{top - 4}" text-anchor="middle">{value}{TIMES}</text>'
+    )
+
+
+def _text(x: float, y: float, text: str, kind: str = "", *, end: bool = False) -> str:
+    style = f' class="{kind}"' if kind else ""
+    anchor = ' text-anchor="end"' if end else ""
+    return f'<text{style} x="{x:.1f}" y="{y:.1f}"{anchor}>{escape(text)}</text>'
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        if len(lines[-1]) + len(word) >= width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines
+
+
+def _summary(jobs: Sequence[dict[str, Any]]) -> str:
+    parts = [f"{job['title']} {job['ratio']:.3g} times" for job in jobs]
+    return "How many times faster than its peer: " + "; ".join(parts)
