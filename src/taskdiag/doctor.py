@@ -217,8 +217,12 @@ def capabilities() -> Iterator[Finding]:
     if caps is None:
         yield Finding("info", "capabilities", f"uid {uid}; cannot be told without /proc")
         return
+    foreign = _namespace("user") not in (None, _INIT_USER_NS)
     for bit, name in _NEEDED:
-        if caps & 1 << bit:
+        if foreign:
+            held = "had" if caps & 1 << bit else "missing"
+            yield Finding("info", "capability", f"{name}: {held}, in this user namespace only")
+        elif caps & 1 << bit:
             yield Finding("ok", "capability", f"{name}: had")
         elif caps & 1 << CAP_SYS_ADMIN:
             yield Finding("ok", "capability", f"{name}: missing, but CAP_SYS_ADMIN includes it")
@@ -316,7 +320,7 @@ def _try_group(facts: Facts, show: Show, check: str) -> Finding:
         for _ in engine.stream(Request(show, Dump.ONE, os.getpid())):
             pass
     except TaskdiagError as error:
-        return Finding("limited", check, f"procfs: {error}")
+        return Finding("limited", check, f"not by bpf: {error}")
     finally:
         engine.close()
     return Finding("ok", check, "bpf")
