@@ -87,8 +87,16 @@ def pack_task(
     into as few VMA attributes as hold them.  A payload beyond a u16 (a very long
     command line) goes on in an attribute of the same type in the next message.
     """
-    bodies: list[bytearray] = [bytearray()]
     room = LONGEST - MSG.size
+    if not vmas:
+        # Nearly all tasks: everything fits one message.
+        attrs = list(attrs)
+        if sum([7 + len(payload) for _, payload in attrs]) <= room:
+            body = b"".join([attr(kind, payload) for kind, payload in attrs])
+            return (
+                MSG.pack(MSG.size + len(body), RESPONSE, NLM_F_MULTI, seq, 0, pid, tgid, 0) + body
+            )
+    bodies: list[bytearray] = [bytearray()]
 
     def put(kind: int, payload: bytes) -> None:
         if len(bodies[-1]) + align(4 + len(payload)) > room:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ("Changed", "Directory", "Malformed", "Refused", "Vanished", "open_procfs")
 
 _open, _read, _close = os.open, os.read, os.close
+_READ = os.O_RDONLY | os.O_CLOEXEC
 
 #: The first read of a file.  stat and status nearly always fit.
 _BLOCK = 4096
@@ -72,7 +73,7 @@ class Directory:
         Raises Vanished, or OSError with the path.
         """
         try:
-            fd = _open(self._prefix + name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+            fd = _open(self._prefix + name, _READ, dir_fd=self._fd)
             try:
                 data = _read(fd, _BLOCK)
                 if len(data) < _BLOCK:
@@ -99,7 +100,7 @@ class Directory:
         Raises Changed if it was not, Vanished, or OSError with the path.
         """
         try:
-            fd = _open(self._prefix + name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+            fd = _open(self._prefix + name, _READ, dir_fd=self._fd)
             try:
                 data = _read(fd, 1 << 16)
                 if not data:
@@ -123,7 +124,7 @@ class Directory:
     def names(self, name: str) -> list[str]:
         """The entries of a directory.  Raises Vanished, or OSError with the path."""
         try:
-            fd = _open(self._prefix + name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+            fd = _open(self._prefix + name, _READ, dir_fd=self._fd)
             try:
                 return os.listdir(fd)
             finally:

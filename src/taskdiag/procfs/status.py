@@ -1,14 +1,13 @@
 """/proc/PID/status: a key and its value on each line, in a fixed order.
 
-The lines wanted are compiled, in the order in which this kernel writes them, into one
-regular expression; lines between are skipped at the speed of the regex engine.  If a
-task's file has another form (a kernel that leaves lines out), a slow and general
-parser does the same work.
+A kernel writes the same lines for every task, but for those that a task without memory
+or without a file system context lacks.  So where the wanted values are is worked out
+once for each of these forms and compiled; a task's file is then split into lines and
+the values are cut out of it.  If a file has none of these forms (a newer kernel), a slow
+and general parser does the same work.
 """
 
 from __future__ import annotations
-
-import re
 
 from .reader import Malformed
 
@@ -61,43 +60,63 @@ def compile_parser(
     The function raises Malformed.
     """
     block = mm_keys(order)
-    captured: list[tuple[str, int]] = []
-    last = max((order.index(key) for key, _ in wanted), default=-1)
-    pattern = ""
-    for at, key in enumerate(order[: last + 1]):
-        if block and key == block[0]:
-            pattern += "(?:"
-        words = sorted({index for name, index in wanted if name == key})
-        captured += [(key, index) for index in words]
-        pattern += _line(key, words)
-        if key in block and (key == block[-1] or at == last):
-            pattern += ")?"
-    match = re.compile(pattern.encode(), re.ASCII).match
-    # The groups come in the file's order; most requests want them in another.
-    places = [captured.index(item) for item in wanted]
-    straight = places == list(range(len(captured)))
+    forms = [_compile_form(form, wanted) for form in _forms(order, block)]
 
     def parse(data: bytes) -> tuple[bytes | None, ...]:
-        found = match(data)
-        if found is None:
-            return parse_lines(data, wanted, block)
-        values = found.groups()
-        return values if straight else tuple([values[place] for place in places])
+        lines = data.split(b"\n")
+        for marks, extract in forms:
+            try:
+                for at, key in marks:
+                    if not lines[at].startswith(key):
+                        break
+                else:
+                    return extract(lines)
+            except IndexError:
+                continue
+        return parse_lines(data, wanted, block)
 
     return parse
 
 
-def _line(key: str, words: list[int]) -> str:
-    """The pattern of one line, newline included."""
-    if not words:
-        skip = r"[^\n]*\n"
-        return f"(?:{re.escape(key)}:{skip})?" if key in _OPTIONAL else skip
-    if key == "Name":
-        return r"Name:\t([^\n]*)\n"
-    out = re.escape(key) + ":"
-    for index in range(words[-1] + 1):
-        out += r"[ \t]+([^ \t\n]+)" if index in words else r"[ \t]+[^ \t\n]+"
-    return out + r"[^\n]*\n"
+def _forms(order: list[str], block: list[str]) -> list[list[str]]:
+    """The orders of lines that tasks of this kernel may have, the most usual first."""
+    kernel_thread = [key for key in order if key not in block]
+    zombie = [key for key in kernel_thread if key not in _OPTIONAL]
+    return [order, kernel_thread, zombie]
+
+
+def _compile_form(
+    form: list[str], wanted: list[tuple[str, int]]
+) -> tuple[list[tuple[int, bytes]], Callable[[list[bytes]], tuple[bytes | None, ...]]]:
+    """Lines that tell whether a file has this form, and a function from its lines to values.
+
+    Lines are left out of a form but never moved, so if the last of the wanted lines, and
+    the one behind what may be left out, are where they belong, so are all before them.
+    """
+    present = [key for key, _ in wanted if key in form]
+    told = {"Threads"} & set(form)
+    if present:
+        told.add(max(present, key=form.index))
+    marks = sorted((form.index(key), key.encode() + b":") for key in told)
+    counts = {key: sum(1 for name, _ in wanted if name == key) for key in present}
+    values, split = [], set()
+    for key, word in wanted:
+        if key not in form:
+            values.append("None")
+        elif key == "Name":
+            values.append(f"l[{form.index(key)}][6:]")
+        elif counts[key] == 1 and word == 0:
+            values.append(f"l[{form.index(key)}].split(None, 2)[1]")
+        else:
+            line = f"w{form.index(key)}"
+            first = line not in split
+            split.add(line)
+            words = f"({line} := l[{form.index(key)}].split())" if first else line
+            values.append(f"{words}[{word + 1}]")
+    extract: Callable[[list[bytes]], tuple[bytes | None, ...]] = eval(
+        f"lambda l: ({', '.join(values)},)" if values else "lambda l: ()"
+    )
+    return marks, extract
 
 
 def parse_lines(
