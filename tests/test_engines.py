@@ -385,8 +385,9 @@ def test_memfd_counts_as_shared_memory(engine: Engine, population: Population) -
 
 def test_mapped_names_are_exact(engine: Engine, population: Population) -> None:
     it = population["files"]
-    for show in ("vma", "vma_stat"):
-        task = one(engine, show, it.pid)
+    asked = [(show, how) for show in ("vma", "vma_stat") for how in (Dump.ONE, Dump.THREAD)]
+    for show, how in asked:
+        (task,) = taskdiag.dump(show, how, it.pid, engine=engine)
         for at, length, name in it.facts:
             vma = vma_at(task, at)
             assert (vma.start, vma.end - vma.start) == (at, length)

@@ -152,4 +152,6 @@ def _vmas(plan: Plan, directory: Directory, has_mm: bool | None) -> list[bytes]:
         found = maps.parse_smaps(data, statistics)
     else:
         found = maps.parse_maps(data)
-    return maps.records(found, directory)
+    # Only the process's directory has map_files, its threads' have not.
+    up = "../../" if "/task/" in directory.where else ""
+    return maps.records(found, directory, up)
