@@ -202,10 +202,11 @@ def vma_records(data: bytes, at: int, end: int, base: int = 0) -> Iterator[tuple
 _VMA_LEN = Struct("=H")
 
 
-def rechunk(read: Callable[[], bytes]) -> Iterator[bytes]:
+def rechunk(read: Callable[[], bytes], cut_off: Exception | None = None) -> Iterator[bytes]:
     """Cut what ``read`` returns, anywhere, until it returns nothing, into whole processes.
 
-    What does not look like messages is passed on as it is, for the decoder to judge.
+    What does not look like messages is passed on as it is, for the decoder to judge; so
+    is half a process at the end, unless ``cut_off`` is given to be raised then.
     """
     rest = b""
     while True:
@@ -218,6 +219,8 @@ def rechunk(read: Callable[[], bytes]) -> Iterator[bytes]:
             yield data[:cut]
         rest = data[cut:]
     if rest:
+        if cut_off is not None:
+            raise cut_off
         yield rest
 
 

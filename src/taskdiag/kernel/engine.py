@@ -121,6 +121,8 @@ class KernelEngine:
         # What is the same for every viewer, so that many engines may share it.
         self.facts = facts or Facts.live()
         self.host = host or Host()
+        #: How many programs are kept for the next request of their shape.
+        self.kept = _KEPT
         self._idle: dict[object, Loaded] = {}
 
     def stream(self, request: Request) -> Iterator[bytes]:
@@ -166,6 +168,9 @@ class KernelEngine:
             return None
         key, loaded = self._load(request)
         try:
+            if loaded.program.arena:
+                # It has state, which is for one run at a time.
+                return None
             return loaded.iterate(**_narrowed(request, viewer))
         finally:
             self._keep(key, loaded)
@@ -232,6 +237,10 @@ class KernelEngine:
                 os.close(fd)
         finally:
             self._keep("look", loaded)
+
+    def prepare(self, show: Show) -> None:
+        """Find out beforehand what `host` is asked for by these groups."""
+        self._ask_about(show)
 
     def _ask_about(self, show: Show) -> None:
         """Find out what programs for these groups need to know of the host."""
@@ -333,12 +342,14 @@ class KernelEngine:
 
     def _keep(self, key: object, loaded: Loaded) -> None:
         """Keep a program for the next request of its shape, instead of the oldest kept."""
-        if key in self._idle:
+        # Several threads may do this at once: each step is atomic.
+        if self._idle.setdefault(key, loaded) is not loaded:
             loaded.close()
             return
-        self._idle[key] = loaded
-        if len(self._idle) > _KEPT:
-            self._idle.pop(next(iter(self._idle))).close()
+        while len(self._idle) > self.kept:
+            oldest = self._idle.pop(next(iter(list(self._idle))), None)
+            if oldest is not None:
+                oldest.close()
 
     def close(self) -> None:
         """Free the programs that are kept; those in use go when their answer is read."""

@@ -1,0 +1,148 @@
+"""The service engine: asks the local service, and reads what it hands out.
+
+This module is on the way of every command of a user without privileges, so it imports
+next to nothing (the socket module alone takes milliseconds to import).
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+from struct import Struct
+
+from ..errors import (
+    AccessDenied,
+    EngineUnavailable,
+    NoSuchProcess,
+    RequestError,
+    UnsupportedRequest,
+)
+from ..netlink import rechunk
+from .protocol import reply_error, socket_path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..request import Request
+
+__all__ = ("ServiceEngine",)
+
+_READ = 1 << 16
+#: Seconds to wait for a reply; the answer itself is waited for as long as it takes.
+_PATIENCE = 60
+_FD = Struct("=i")
+
+
+class ServiceEngine:
+    """Answers requests by asking the taskdiag service of this host.
+
+    >>> engine = ServiceEngine("/run/taskdiag.sock")
+    >>> sum(len(chunk) for chunk in engine.stream(Request(Show.BASE)))
+    7600
+
+    What is shown is what the service's rule lets the caller see, with the credentials
+    that it has when `stream` is called.  ``path`` is that of the socket, by default
+    ``TASKDIAG_SOCKET`` or /run/taskdiag.sock.
+
+    Raises EngineUnavailable if there is no socket.
+    """
+
+    name = "service"
+
+    def __init__(self, path: str | None = None) -> None:
+        self._path = path or socket_path()
+        try:
+            os.stat(self._path)
+        except OSError as error:
+            raise EngineUnavailable(
+                error.errno, f"no service at {self._path}: {error.strerror}"
+            ) from None
+
+    def stream(self, request: Request) -> Iterator[bytes]:
+        """The answer, in chunks of whole processes.
+
+        The service has agreed to answer before this returns, so what it refuses is raised
+        here: NoSuchProcess, RequestError, AccessDenied; EngineUnavailable if it is not
+        there, too busy or does not serve this client.  EngineUnavailable is raised later
+        only if the service ends before its answer does.
+        """
+        fd = self._ask(request)
+        return _chunks(fd)
+
+    def _ask(self, request: Request) -> int:
+        """The descriptor to read the answer from."""
+        try:
+            sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+            try:
+                sock.settimeout(_PATIENCE)
+                sock.connect(self._path)
+                sock.send(request.encode())
+                data, extra, _, _ = sock.recvmsg(
+                    256, _socket.CMSG_SPACE(_FD.size), _socket.MSG_CMSG_CLOEXEC
+                )
+            finally:
+                sock.close()
+        except OSError as error:
+            raise EngineUnavailable(
+                error.errno, f"no answer from the service at {self._path}: {_why(error)}"
+            ) from None
+        fd = _descriptor(extra)
+        try:
+            code = reply_error(data)
+        except ValueError:
+            what = "closed the connection" if not data else "does not speak our protocol"
+            code, why = errno.EPROTO, f"the service at {self._path} {what}"
+        else:
+            why = f"the service at {self._path} refuses: {os.strerror(code)}"
+            if not code and fd < 0:
+                # As much as a full table of descriptors lets through.
+                code, why = errno.EMFILE, "the service's answer could not be received"
+        if not code:
+            return fd
+        if fd >= 0:
+            os.close(fd)
+        raise _error(code, why, request)
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or "it takes too long"
+
+
+def _descriptor(extra: list[tuple[int, int, bytes]]) -> int:
+    """The descriptor that came with a message, -1 if none did."""
+    for level, kind, data in extra:
+        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS and len(data) >= _FD.size:
+            return int(_FD.unpack_from(data)[0])
+    return -1
+
+
+def _error(code: int, why: str, request: Request) -> Exception:
+    if code == errno.ESRCH:
+        return NoSuchProcess(request.pid)
+    if code == errno.EINVAL:
+        return RequestError(why)
+    if code == errno.EOPNOTSUPP:
+        return UnsupportedRequest(why)
+    if code == errno.EPERM:
+        return AccessDenied(code, why)
+    return EngineUnavailable(code, why)
+
+
+def _chunks(fd: int) -> Iterator[bytes]:
+    def read() -> bytes:
+        while True:
+            try:
+                return os.read(fd, _READ)
+            except BlockingIOError:
+                # A long way without a task to show: the kernel pauses to be polite.
+                continue
+
+    try:
+        # The service holds the end of a message back until the rest is there.
+        yield from rechunk(
+            read, EngineUnavailable(errno.EPIPE, "the service ended before its answer did")
+        )
+    finally:
+        os.close(fd)
