@@ -27,7 +27,8 @@ _PATH_MAX = 4096
 _COMM_MAX = 80
 
 # include/linux/mm.h, include/linux/fs.h, arch/x86/include/asm/mmu.h; macros.
-FMODE_BACKING = 1 << 25
+FMODE_BACKING = 1 << 24
+FMODE_BACKING_OLD = 1 << 25
 MM_CONTEXT_HAS_VSYSCALL = 1 << 1
 
 # From the kernel's VM_* bits to the ABI's numbering: shift right, then keep these.
@@ -210,7 +211,7 @@ def _file(c: Emitter, defer: str) -> None:
     # is not the user's.
     if c.facts.has_member("backing_file", "user_path"):
         c.follow(R2, R1, "file", "f_mode")
-        c.jump("&", R2, FMODE_BACKING, defer)
+        c.jump("&", R2, _backing(c.facts), defer)
     c.follow(R2, _VMA, "vm_area_struct", "vm_pgoff")
     c.alu("lsh", R2, _PAGE_SHIFT)
     c.store(_RECORD, abi.VMA["pgoff"].offset, R2)
@@ -232,6 +233,21 @@ def _file(c: Emitter, defer: str) -> None:
     c.helper("d_path")
     # A path longer than PATH_MAX.
     c.jump("s<", R0, 0, defer)
+
+
+def _backing(facts: Facts) -> int:
+    """The bits of ``f_mode`` that a file of a stacking file system may be known by."""
+    # Since Linux kernel commit 95101401bb50 ("fsnotify: opt-in for permission events at
+    # file open time") (in v6.14), FMODE_BACKING is bit 24, and bit 25 is set on most
+    # files without a name.  That is in no type; but functions came along.
+    for name in (
+        "file_set_fsnotify_mode",
+        "file_set_fsnotify_mode_from_watchers",
+        "fsnotify_open_perm_and_set_mode",
+    ):
+        if facts.has("func", name):
+            return FMODE_BACKING
+    return FMODE_BACKING | FMODE_BACKING_OLD
 
 
 def _anonymous_name(c: Emitter, named: str) -> None:
