@@ -29,8 +29,10 @@ TITLE = "0000000"
 
 #: Members made first, to see how much memory one takes.
 _SAMPLE = 500
-#: What a process takes before that was measured, and what is left to everyone else.
-_GUESS = 400 << 10
+#: What a process and each thread more take at most, before that was measured, and what
+#: is left to everyone else.
+_GUESS = 160 << 10
+_GUESS_THREAD = 40 << 10
 _RESERVE = 512 << 20
 
 
@@ -103,34 +105,39 @@ class Population:
 
     def grow(self, size: int) -> None:
         """Make members until there are ``size``.  Raises LimitError if there is no room."""
+        guess = _GUESS + (self.threads - 1) * _GUESS_THREAD
         if not self.weight:
-            self._check_memory(size, _GUESS)
+            self._check_memory(size, guess)
             first = min(size, self.size + _SAMPLE)
             before, count = _kernel_memory(), self.size
             self._make(first, size)
             if first - count >= _SAMPLE:
                 self.weight = max(_kernel_memory() - before, 0) // (first - count)
         if size > self.size:
-            self._check_memory(size, self.weight or _GUESS)
+            # Others come and go meanwhile, so the sample is believed within limits.
+            self._check_memory(size, min(max(self.weight, guess // 2), guess))
             self._make(size, size)
         # The last of them is on its way from "ready" into its sleep.
         time.sleep(0.1)
 
     def pids(self) -> list[int]:
-        """The members, in ascending order."""
+        """The members, in ascending order: those in our session, but not who made them."""
+        assert self._root is not None
+        session = str(self._root.pid).encode()
         found = []
         for entry in os.scandir("/proc"):
             if entry.name.isdigit():
                 try:
-                    name = Path(entry.path, "comm").read_bytes()
+                    head, _, rest = Path(entry.path, "stat").read_bytes().rpartition(b") ")
                 except OSError:
                     continue
-                if name.startswith(NAME.encode()):
+                # State, parent, group, session.
+                if rest.split(None, 4)[3] == session and f" ({NAME}".encode() in head:
                     found.append(int(entry.name))
         return sorted(found)
 
     def _check_memory(self, size: int, each: int) -> None:
-        needed = (size - self.size) * each * (1 if self.weight else 1 + (self.threads - 1) // 4)
+        needed = (size - self.size) * each
         free = limits.memory()["MemAvailable"] - _RESERVE
         if needed > free:
             raise LimitError(
