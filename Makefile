@@ -2,6 +2,7 @@
 # make test   all tests
 # make lint   types and style
 # make test-kernels   the tests that talk to the kernel, on other kernels in virtual machines
+# make bench  measure beside ps, psutil and others: docs/benchmarks.md
 #
 # All of it happens in .venv, which is made on first use; PYTHON chooses the interpreter.
 
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test test-kernels lint clean
+.PHONY: run test test-kernels bench lint clean
 
 run: $(VENV)/.run
 	$(BIN)/taskdiag ps aux
@@ -22,6 +23,9 @@ test: $(VENV)/.test
 
 test-kernels: $(VENV)/.test
 	$(BIN)/python -m kernels $(ARGS)
+
+bench: $(VENV)/.test
+	$(BIN)/python -m bench $(ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/mypy

@@ -224,7 +224,7 @@ JOBS = (
     ),
     Job(
         "threads-vmas",
-        "every thread and every mapping",
+        "all threads and mappings",
         _read_threads,
         _threads_check,
         10,

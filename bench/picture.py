@@ -23,7 +23,7 @@ HISTORY = (
     ("80,000 threads", 8.2),
 )
 
-_WIDTH, _LEFT, _RIGHT = 860, 300, 700
+_WIDTH, _LEFT, _RIGHT, _VALUE = 940, 300, 700, 785
 _ROW, _BAR = 30, 16
 _MOST = 200.0
 _TICKS = (1, 2, 5, 10, 20, 50, 100, 200)
@@ -56,64 +56,75 @@ _STYLE = """
 def draw(results: dict[str, Any]) -> str:
     """The jobs that compare us with a peer, and below what task_diag reported in 2016."""
     jobs = [job for job in results["jobs"] if not job["at_most"]]
-    top = 74
-    body: list[str] = []
-    y = top
+    y = 90
+    body = [_grid(y, len(jobs), label=True)]
     for job in jobs:
         body += _job(job, y)
         y += _ROW
-    below = y + 34
-    body.append(_text(20, below - 10, "For comparison: task_diag against /proc, 2016", "head"))
-    y = below + 6
+    y += 44
+    body.append(_text(20, y - 16, "For comparison: task_diag against /proc, as of 2016", "head"))
+    body.append(_grid(y, len(HISTORY)))
     for name, ratio in HISTORY:
         body += [
             _text(_LEFT - 10, y + 13, name, end=True),
             _bar(y, ratio, "theirs"),
-            _text(_at(ratio) + 8, y + 13, f"{ratio:g}{TIMES}", "value"),
+            _text(_VALUE, y + 13, f"{ratio:g}{TIMES}", "value", end=True),
         ]
         y += _ROW
-    bottom = y
-    caption = _wrap(machine.sentence(results["machine"]), 120)
-    height = bottom + 44 + 16 * len(caption)
-    grid = [_tick(value, top - 6, bottom - 4) for value in _TICKS]
+    caption = _wrap(machine.sentence(results["machine"]), 130)
+    foot = [_text(20, y + 20 + 16 * index, line, "faint") for index, line in enumerate(caption)]
+    height = y + 24 + 16 * len(caption)
     head = [
-        _text(20, 28, "How many times faster than its peer", "title"),
-        _text(20, 48, "median of runs side by side; thin line: least to most; orange: the goal",
-              "faint"),
+        _text(20, 28, f"How many times faster than its peer, {_sizes(jobs)}", "title"),
+        _text(
+            20, 48, "median of runs side by side; thin line: least to most; orange: the goal",
+            "faint",
+        ),
+        _text(_WIDTH - 20, 72, "peer / taskdiag", "faint", end=True),
     ]  # fmt: skip
-    foot = [
-        _text(20, bottom + 28 + 16 * index, line, "faint") for index, line in enumerate(caption)
-    ]
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
             f'width="{_WIDTH}" height="{height}" role="img">',
             f"<title>{escape(_summary(jobs))}</title>",
             f"<style>{_STYLE}</style>",
-            *grid, *head, *body, *foot,
+            *head, *body, *foot,
             "</svg>\n",
         ]
     )  # fmt: skip
 
 
 def _job(job: dict[str, Any], y: float) -> list[str]:
-    ratio = job["ratio"]
     low, high = job["ratio_spread"]
-    size = f"{job['tasks']:,}" + (f"{TIMES} {job['threads']}" if job["threads"] > 1 else "")
-    end = max(_at(ratio), _at(high))
-    times = f"{seconds(job['ours']['median'])}, {job['peer']['label'].split(',')[0]}"
-    times += f": {seconds(job['peer']['median'])}"
+    label = job["title"]
+    if job["threads"] > 1:
+        label += f", {job['tasks']:,}{TIMES} {job['threads']}"
+    times = f"{seconds(job['peer']['median'])} / {seconds(job['ours']['median'])}"
+    told = f"{job['peer']['label']} / {job['ours']['label']}: {times}"
     parts = [
-        f"<g><title>{escape(job['title'])}, {size} tasks: {escape(times)}</title>",
-        _text(_LEFT - 10, y + 13, job["title"], end=True),
-        _bar(y, ratio, "ours"),
+        f"<g><title>{escape(told)}</title>",
+        _text(_LEFT - 10, y + 13, label, end=True),
+        _bar(y, job["ratio"], "ours"),
         f'<path class="spread" d="M{_at(low):.1f} {y + 8}H{_at(high):.1f}"/>',
-        _text(end + 8, y + 13, f"{ratio:.3g}{TIMES}", "value"),
+        _text(_VALUE, y + 13, f"{job['ratio']:.3g}{TIMES}", "value", end=True),
+        _text(_WIDTH - 20, y + 13, times, "faint", end=True),
     ]
     if job["target"]:
         at = _at(job["target"])
-        parts.append(f'<path class="target" d="M{at:.1f} {y - 2}V{y + _BAR + 2}"/>')
+        parts.append(f'<path class="target" d="M{at:.1f} {y - 3}V{y + _BAR + 3}"/>')
     return [*parts, "</g>"]
+
+
+def _sizes(jobs: Sequence[dict[str, Any]]) -> str:
+    """How many processes there were, if that is the same for most of them."""
+    plain = [job["tasks"] for job in jobs if job["threads"] == 1]
+    return f"{max(plain):,} processes" if plain else "many threads"
+
+
+def _grid(y: float, rows: int, *, label: bool = False) -> str:
+    """The lines behind some rows."""
+    bottom = y + rows * _ROW - (_ROW - _BAR) + 6
+    return "\n".join(_tick(value, y - 8, bottom, label=label) for value in _TICKS)
 
 
 def _at(ratio: float) -> float:
@@ -127,13 +138,14 @@ def _bar(y: float, ratio: float, kind: str) -> str:
     return f'<rect class="{kind}" x="{_LEFT}" y="{y}" width="{width:.1f}" height="{_BAR}" rx="2"/>'
 
 
-def _tick(value: float, top: float, bottom: float) -> str:
+def _tick(value: float, top: float, bottom: float, *, label: bool) -> str:
     at = _at(value)
     kind = "one" if value == 1 else "grid"
-    return (
-        f'<path class="{kind}" d="M{at:.1f} {top}V{bottom}"/>'
-        f'<text class="faint" x="{at:.1f}" y="{top - 4}" text-anchor="middle">{value}{TIMES}</text>'
-    )
+    line = f'<path class="{kind}" d="M{at:.1f} {top}V{bottom}"/>'
+    if not label:
+        return line
+    text = f'<text class="faint" x="{at:.1f}" y="{top - 10}" text-anchor="middle">'
+    return f"{line}{text}{value}{TIMES}</text>"
 
 
 def _text(x: float, y: float, text: str, kind: str = "", *, end: bool = False) -> str:
