@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import compileall
 import contextlib
+import fcntl
 import json
 import shlex
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -25,6 +27,8 @@ TESTS = ("tests/test_engines.py", "tests/test_environments.py", "tests/test_kern
 def main(arguments: list[str] | None = None) -> int:
     """Fetch, pack, boot, report; 0 if every kernel did well, 1 if not, 2 for bad usage."""
     options = _parser().parse_args(arguments)
+    # timeout(1) and CI end us so: leave the way that Ctrl-C does, machines ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         machines = _run(options)
     except HarnessError as error:
@@ -67,6 +71,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> list[Machine]:
     begun = time.monotonic()
+    options.cache.mkdir(parents=True, exist_ok=True)
+    lock = (options.cache / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise HarnessError("another run is using this checkout's machines") from None
+    with lock:
+        return _boot(options, begun)
+
+
+def _boot(options: argparse.Namespace, begun: float) -> list[Machine]:
     tests, extra = _split(options.tests)
     kernels = packages.fetch(
         options.kernel or packages.KERNELS, options.cache, refresh=options.refresh

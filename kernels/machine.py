@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -15,6 +16,9 @@ from .errors import HarnessError
 from .packages import Kernel
 
 __all__ = ("Machine", "Result")
+
+#: prctl(2).
+PR_SET_PDEATHSIG = 1
 
 MEMORY = 2048
 CPUS = 2
@@ -58,7 +62,8 @@ class Machine:
         self._limit = limit
         self._read = 0
         self.seconds = 0.0
-        # In a session of its own, so that Ctrl-C reaches us, and we end it.
+        # In a session of its own, so that Ctrl-C reaches us, and we end it; and should we be
+        # killed, the kernel ends it.
         self._process = subprocess.Popen(
             [
                 *(program, "-accel", "tcg", "-cpu", "max", "-m", str(MEMORY), "-smp", str(CPUS)),
@@ -71,6 +76,7 @@ class Machine:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            preexec_fn=_die_with_parent,
         )
 
     def poll(self) -> bool:
@@ -210,6 +216,10 @@ class Machine:
     def _last_lines(self, count: int = 25) -> list[str]:
         text = self.console.read_bytes().decode(errors="replace")
         return [line for line in text.splitlines() if line.strip()][-count:]
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _printable(line: str) -> str:

@@ -159,8 +159,10 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("command", "engine"),
+    [("dump", "kernel"), ("dump", "procfs"), *((command, "auto") for command in COMMANDS)],
+)
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_an_answer_or_one_sentence(environment: str, command: str, engine: str) -> None:
     if COMMANDS[command][0] not in cli.COMMANDS:
@@ -181,9 +183,9 @@ def test_without_a_choice_there_is_always_an_answer(environment: str) -> None:
 
 
 def test_the_kernel_engine_needs_no_proc(kernel_engine: object) -> None:
-    found = pids(taskdiag("without-proc", "dump", "--show", "base", engine="kernel"))
-    assert {1, os.getpid()} <= found
-    assert {1, os.getpid()} <= pids(taskdiag("without-proc", "dump", "--show", "base"))
+    for engine in ("kernel", "auto"):
+        found = pids(taskdiag("without-proc", "dump", "--show", "base", engine=engine))
+        assert {os.getpid(), os.getppid()} <= found
 
 
 def test_procfs_without_proc_says_so() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,14 @@ from kernels.archive import Archive  # noqa: E402
 from kernels.errors import HarnessError  # noqa: E402
 from kernels.machine import Machine  # noqa: E402
 from kernels.packages import Kernel, _natural, fetch  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def handler() -> Iterator[None]:
+    """The tool catches SIGTERM; the tests' own process should not go on doing so."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -109,6 +120,16 @@ def test_a_missing_qemu_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monk
 def test_an_unknown_test_file_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["tests/test_nothing.py"]) == 1
     assert capsys.readouterr().err == "kernels: no test file tests/test_nothing.py\n"
+
+
+def test_two_runs_do_not_share_their_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert command.main(["--cache", os.fspath(tmp_path)]) == 1
+    said = "kernels: another run is using this checkout's machines\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_cached_kernel_is_not_fetched_again(tmp_path: Path) -> None:
