@@ -77,6 +77,13 @@ def prctl(option: int, *args: Any) -> None:
     check(libc.prctl(option, *values))
 
 
+def die_with(parent: int) -> None:
+    """Be killed when the parent ends, be it that it has ended already."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 class Child:
     """A forked process: its pid and what it reported about itself."""
 
@@ -89,9 +96,10 @@ class Child:
 def child(setup: Callable[[], Any] = lambda: None) -> Iterator[Child]:
     """A process that has run ``setup`` and waits; facts are what that returned."""
     back, forth = os.pipe()
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _live(setup, forth)
+        _live(setup, forth, parent)
     os.close(forth)
     try:
         with os.fdopen(back, "rb") as pipe:
@@ -104,9 +112,9 @@ def child(setup: Callable[[], Any] = lambda: None) -> Iterator[Child]:
         end(pid)
 
 
-def _live(setup: Callable[[], Any], forth: int) -> None:
+def _live(setup: Callable[[], Any], forth: int, parent: int) -> None:
     try:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with(parent)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         answer = ["ready", setup()]
@@ -199,9 +207,10 @@ def traced() -> Iterator[Child]:
     """A tracer; its fact is the pid of its child, which it traces and has stopped."""
 
     def setup() -> int:
+        parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            die_with(parent)
             check(libc.ptrace(PTRACE_TRACEME, 0, None, None))
             os.kill(os.getpid(), signal.SIGSTOP)
             os._exit(0)
@@ -440,11 +449,14 @@ def in_pid_namespace() -> Iterator[Child]:
 
     def setup() -> int:
         check(libc.unshare(CLONE_NEWPID))
+        back, forth = os.pipe()
         pid = os.fork()
         if pid == 0:
-            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            while True:
-                signal.pause()
+            # Its parent has no number here; but a pipe tells when it is gone.
+            os.close(forth)
+            os.read(back, 1)
+            os._exit(0)
+        os.close(back)
         return pid
 
     with child(setup) as it:

@@ -24,6 +24,7 @@ from population import (
     Population,
     arguments,
     child,
+    die_with,
     end,
     until,
     zombie,
@@ -527,13 +528,12 @@ def test_children_of_a_thread_are_the_process_s(engine: Engine) -> None:
 
     def setup() -> int:
         pids: list[int] = []
+        parent = os.getpid()
 
         def run() -> None:
             pid = os.fork()
             if pid == 0:
-                from population import PR_SET_PDEATHSIG, prctl
-
-                prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+                die_with(parent)
                 while True:
                     signal.pause()
             pids.append(pid)
