@@ -26,6 +26,7 @@ COMMANDS = {
     "decode": "turn a saved stream into JSON lines",
     "doctor": "say what this host and this user can do, and what to change to get more",
     "explain": "print the program by which the kernel would answer a request",
+    "serve": "answer the requests of every user of this host",
     "abi": "print the interface as a C header",
 }
 

@@ -1,0 +1,202 @@
+"""From somebody's request to an answer made for their eyes."""
+
+from __future__ import annotations
+
+import _thread
+import errno
+import os
+
+from ..abi import Dump, Show
+from ..errors import (
+    AccessDenied,
+    EngineUnavailable,
+    NoSuchProcess,
+    RequestError,
+    UnsupportedRequest,
+)
+from ..kernel import KernelEngine
+from ..kernel.bpf import BpfError
+from ..kernel.facts import Facts
+from ..kernel.identity import Reader
+from .confinement import Confinement, landlock_word
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..kernel.identity import Identity
+    from ..request import Request
+
+__all__ = ("Backend", "Lease", "errno_of")
+
+#: Engines kept, each with the programs of one kind of viewer; and how many for one user.
+_ENGINES, _ENGINES_EACH = 128, 8
+#: Programs kept by each of them.
+_PROGRAMS = 8
+
+
+class _Shared:
+    """One viewer's engine, used by any number of answers at once."""
+
+    def __init__(self, engine: KernelEngine, user: object) -> None:
+        self.engine = engine
+        self.user = user
+        self.leases = 0
+        # Makers of iterators take turns, or each would load a program of its own.
+        self.turn = _thread.allocate_lock()
+
+
+class Lease:
+    """The right to ask for one identity; `close` it when the answer has been read."""
+
+    def __init__(self, backend: Backend, shared: _Shared) -> None:
+        self._backend = backend
+        self._shared: _Shared | None = shared
+        self._engine = shared.engine
+        self._turn = shared.turn
+
+    def open(self, request: Request) -> int | None:
+        """A descriptor that holds the whole answer and needs nobody to go on; None where
+        it takes a `stream`.
+        """
+        if request.strategy not in (Dump.ALL, Dump.ALL_THREAD):
+            # Whether there is such a process is known only when the answer is read.
+            return None
+        with self._turn:
+            return self._engine.open(request)
+
+    def stream(self, request: Request) -> Iterator[bytes]:
+        """The answer, in chunks of whole processes."""
+        return self._engine.stream(request)
+
+    def close(self) -> None:
+        """Give the right back."""
+        if self._shared is not None:
+            self._backend.release(self._shared)
+            self._shared = None
+
+
+class Backend:
+    """Identities, and an engine for each kind of viewer.
+
+    Safe to be used from several threads, except for `identify`, which is for one.
+
+    Raises EngineUnavailable where the kernel engine does not work.
+    """
+
+    def __init__(self) -> None:
+        self.facts = Facts.live()
+        own = KernelEngine(facts=self.facts)
+        self._host = own.host
+        self._home = own.home()
+        # Everything about the host is asked now, as the service itself.
+        own.prepare(Show.VMA | Show.STATM)
+        own.close()
+        self._reader = Reader(self.facts, *self._home)
+        try:
+            self._confinement = Confinement(landlock_word(self._reader))
+        except OSError as error:
+            raise EngineUnavailable(errno.EACCES, str(error)) from None
+        self._engines: dict[object, _Shared] = {}
+        self._lock = _thread.allocate_lock()
+
+    def identify(self, fd: int, label: bytes) -> Identity:
+        """The peer of a socket, when it connected.
+
+        ``label`` is its security label.  Raises AccessDenied for clients that cannot be
+        served.
+        """
+        return self._checked(self._reader.of_socket(fd), label)
+
+    def identify_task(self, tid: int, uid: int, gid: int, label: bytes) -> Identity:
+        """A thread that waits for us and acts with that fsuid and fsgid.
+
+        Raises AccessDenied, NoSuchProcess.
+        """
+        found = self._reader.of_task(tid)
+        if (found.fsuid, found.fsgid) != (uid, gid):
+            raise AccessDenied(errno.EACCES, "somebody else has that number by now")
+        return self._checked(found, label)
+
+    def _checked(self, identity: Identity, label: bytes) -> Identity:
+        why = self._confinement.why(identity, label)
+        if why:
+            raise AccessDenied(errno.EACCES, f"confined by {why}")
+        if not identity.nr:
+            # Its tasks are not among those that our iterators walk.
+            raise AccessDenied(errno.EACCES, "in a pid namespace that is not ours to see")
+        return identity
+
+    def lease(self, identity: Identity) -> Lease:
+        """The right to ask on behalf of an identity."""
+        viewer = identity.viewer(self._home)
+        key = viewer.key()
+        with self._lock:
+            shared = self._engines.pop(key, None)
+            if shared is None:
+                engine = KernelEngine(viewer=viewer, facts=self.facts, host=self._host)
+                engine.kept = _PROGRAMS
+                shared = _Shared(engine, identity.user)
+            # The most recently used is last.
+            self._engines[key] = shared
+            shared.leases += 1
+            self._evict(identity.user)
+        return Lease(self, shared)
+
+    def release(self, shared: _Shared) -> None:
+        """Take back what `lease` gave."""
+        with self._lock:
+            shared.leases -= 1
+            self._evict(shared.user)
+
+    def _evict(self, user: object) -> None:
+        """Free the engines that were not used for longest: this user's, then anyone's."""
+        own = [key for key, shared in self._engines.items() if shared.user == user]
+        for keys, most in ((own, _ENGINES_EACH), (list(self._engines), _ENGINES)):
+            surplus = len(keys) - most
+            for key in keys:
+                if surplus <= 0:
+                    break
+                shared = self._engines.get(key)
+                if shared is not None and not shared.leases:
+                    del self._engines[key]
+                    shared.engine.close()
+                    surplus -= 1
+
+    def close(self) -> None:
+        """Free every program."""
+        self._reader.close()
+        with self._lock:
+            while self._engines:
+                self._engines.popitem()[1].engine.close()
+
+
+def errno_of(error: Exception) -> int:
+    """How an error is told to a client."""
+    if isinstance(error, NoSuchProcess):
+        return errno.ESRCH
+    if isinstance(error, UnsupportedRequest):
+        return errno.EOPNOTSUPP
+    if isinstance(error, RequestError):
+        return errno.EINVAL
+    if isinstance(error, AccessDenied):
+        return error.errno or errno.EPERM
+    if isinstance(error, (BpfError, EngineUnavailable)):
+        return errno.EIO
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return errno.EAGAIN
+    return errno.EIO
+
+
+def label_of(tid: int) -> bytes:
+    """The security label of a thread; b"" without one, or if it cannot be read."""
+    try:
+        fd = os.open(f"/proc/{tid}/attr/current", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, 4096)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
