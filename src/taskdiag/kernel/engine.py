@@ -89,6 +89,26 @@ class Loaded:
                 os.close(fd)
         self.fd, self._maps = -1, {}
 
+    # Of an answer that nobody began to read no code of ours runs any more.
+    __del__ = close
+
+
+class _Run:
+    """The descriptor of one run of a program, closed at the latest when it is forgotten."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        """Give it back."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    __del__ = close
+
 
 class KernelEngine:
     """Answers requests by BPF iterators.
@@ -144,7 +164,7 @@ class KernelEngine:
         except BaseException:
             loaded.close()
             raise
-        chunks = self._read(key, loaded, fd, request, elsewhere)
+        chunks = self._read(key, loaded, _Run(fd), request, elsewhere)
         if request.strategy in (Dump.ONE, Dump.THREAD):
             return self._present(chunks, request)
         if viewer.foreign:
@@ -310,7 +330,7 @@ class KernelEngine:
         return tuple(int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8))
 
     def _read(
-        self, key: object, loaded: Loaded, fd: int, request: Request, elsewhere: Show
+        self, key: object, loaded: Loaded, run: _Run, request: Request, elsewhere: Show
     ) -> Iterator[bytes]:
         whole = False
         numbered = self._view().foreign and loaded.deferred is not None
@@ -318,7 +338,7 @@ class KernelEngine:
             before = loaded.count()
             while True:
                 try:
-                    data = os.read(fd, _READ)
+                    data = os.read(run.fd, _READ)
                 except BlockingIOError:
                     # A long way without a task to show: the kernel pauses to be polite.
                     continue
@@ -334,7 +354,7 @@ class KernelEngine:
                     yield data
             whole = True
         finally:
-            os.close(fd)
+            run.close()
             if whole:
                 self._keep(key, loaded)
             else:
