@@ -93,7 +93,8 @@ def test_storm(engine: Engine, population: Population, body: str, strategy: Dump
         wanted |= {*population["threads"].facts, *population["headless"].facts}
     shows = [EVERYTHING & ~Show.VMA_STAT, EVERYTHING & ~(Show.VMA | Show.VMA_STAT)]
     with storm(body):
-        list(taskdiag.dump("base", engine=engine))
+        for show in shows:
+            list(taskdiag.dump(show, strategy, engine=engine))
         before = descriptors()
         stop = time.monotonic() + LONG
         dumps = 0
@@ -155,15 +156,19 @@ def test_recycled_pids(engine: Engine) -> None:
 
 
 def test_no_descriptor_is_left_behind(engine: Engine, population: Population) -> None:
-    list(taskdiag.dump(EVERYTHING, engine=engine))
-    before = descriptors()
-    for _ in range(50):
+    def ask() -> None:
         list(taskdiag.dump("base,stat,cmdline", pid=population["plain"].pid, engine=engine))
         with pytest.raises(taskdiag.NoSuchProcess):
             list(taskdiag.dump("base", pid=0x7FFFFFFF, engine=engine))
         abandoned = taskdiag.dump("base,vma", Dump.ALL_THREAD, engine=engine)
         next(abandoned)
         del abandoned
+
+    # An engine may keep what it made for requests of a shape; that is bounded by the shapes.
+    ask()
+    before = descriptors()
+    for _ in range(50):
+        ask()
     assert descriptors() <= before
 
 
