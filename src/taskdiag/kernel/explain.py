@@ -84,7 +84,7 @@ def _program(request: Request, program: Program, facts: Facts) -> Iterator[str]:
 
 def _stand_in_host(show: Show, facts: Facts) -> Host:
     host = Host()
-    if show & Show.STATM and facts.has_member("mm_struct", "rss_stat[MM_ANONPAGES].counters"):
+    if show & Show.STATM and not facts.has_member("mm_struct", "rss_stat.count"):
         host.per_cpu = tuple(_STAND_IN + cpu for cpu in range(mm.possible_cpus()))
     if show & Show.VMA:
         host.special_ops = _STAND_IN
