@@ -130,6 +130,9 @@ def compile_request(
         c.jump("==", MM, 0, "no mm")
         c.set("tries", 2)
         c.label("mm")
+        if variable:
+            # What was deferred before the task changed its memory need not be now.
+            c.put(FLAGS, 0, 4)
         if Attr.STATM in offsets:
             _attribute(c, Attr.STATM, offsets[Attr.STATM])
         if variable:
@@ -158,6 +161,8 @@ def compile_request(
     c.goto("skip")
     if with_mm:
         c.label("no mm")
+        if variable:
+            c.put(FLAGS, 0, 4)
         _identity(c, offsets.get(Attr.BASE), numbered)
         c.put(_LEN, fixed, 4)
         c.write(fixed)
