@@ -14,6 +14,7 @@ from made_kernel import new_kernel, old_kernel
 from taskdiag import Request, Show, cli
 from taskdiag.abi import GROUPS, Attr, Dump
 from taskdiag.errors import EngineUnavailable
+from taskdiag.kernel import explain as explain_module
 from taskdiag.kernel import facts as facts_module
 from taskdiag.kernel.annotate import Annotator, Named
 from taskdiag.kernel.compile import compile_request
@@ -125,6 +126,24 @@ def test_what_procfs_serves_and_why() -> None:
     assert "; vma: from procfs, for want of kfunc bpf_iter_task_vma_new" in found
     assert "; cmdline: from procfs, for want of helper bpf_copy_from_user_task" in found
     assert "from procfs" not in text(Show.BASE)
+
+
+def test_a_viewer_without_privilege_has_the_access_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explain_module, "effective", lambda: 0)
+    found = text(Show.BASE)
+    assert "; without CAP_SYS_PTRACE a program shows only what this user may trace" in found
+    assert "call access" in found
+    monkeypatch.setattr(explain_module, "effective", lambda: 2**41 - 1)
+    monkeypatch.setattr(explain_module, "_namespace", lambda kind, first: (0, first))
+    found = text(Show.BASE)
+    assert "access" not in found
+
+
+def test_inside_namespaces_their_depth_is_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explain_module, "_namespace", lambda kind, first: (1, 4026532000))
+    found = text(Show.BASE)
+    assert "; stand-in: level 1 for the depth of this pid namespace" in found
+    assert "; stand-in: level 1, address 0 for this user namespace" in found
 
 
 def test_stand_ins_are_named_where_they_are_used() -> None:

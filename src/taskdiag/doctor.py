@@ -363,8 +363,10 @@ def engines() -> Iterator[Finding]:
         except ImportError:
             yield Finding("missing", f"engine {name}", "this version does not have it")
         except (TaskdiagError, OSError) as error:
-            remedy = "start taskdiag serve as root" if name == "service" else ""
-            yield Finding("missing", f"engine {name}", _sentence(error), remedy)
+            spare = name == "service" and not first
+            remedy = "start taskdiag serve as root" if name == "service" and first else ""
+            status = "info" if spare else "missing"
+            yield Finding(status, f"engine {name}", _sentence(error), remedy)
         else:
             text = "works, and is what auto chooses" if first else "works"
             yield Finding("ok", f"engine {name}", text)

@@ -10,13 +10,14 @@ import os
 
 from .. import abi
 from ..abi import Dump, Show
+from ..capability import effective
 from ..request import Request
 from . import mm, vma
 from .annotate import Annotator
 from .compile import Program, compile_request, served
 from .disasm import listing
 from .emit import Host
-from .viewer import INIT_PID_NS, Viewer
+from .viewer import CAP_SYS_PTRACE, INIT_PID_NS, INIT_USER_NS, Rule, Viewer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def explain(request: Request, facts: Facts) -> Iterator[str]:
     if elsewhere & Show.VMA_STAT and not elsewhere & Show.VMA:
         elsewhere |= Show.VMA
         yield "; vma: from procfs as well, since vma_stat lies in its records"
-    viewer, host = Viewer(*_namespace()), _stand_in_host(request.show & ~elsewhere, facts)
+    viewer, host = _viewer(), _stand_in_host(request.show & ~elsewhere, facts)
     yield from _stand_ins(viewer, host)
     if request.strategy == Dump.CHILDREN:
         yield ""
@@ -110,15 +111,34 @@ def _stand_ins(viewer: Viewer, host: Host) -> Iterator[str]:
             f"; stand-in: level {viewer.level} for the depth of this pid namespace"
             " (a real program has it from the kernel)"
         )
+    if viewer.rule is not None:
+        yield "; without CAP_SYS_PTRACE a program shows only what this user may trace: see access"
+        if viewer.rule.level:
+            yield (
+                "; stand-in: level 1, address 0 for this user namespace"
+                " (a real program has it from the kernel)"
+            )
 
 
-def _namespace() -> tuple[int, int]:
-    """Level and inode number of this process' pid namespace; the level is a guess."""
+def _viewer() -> Viewer:
+    """This process as a viewer, as far as it can tell without asking the kernel."""
+    level, pids = _namespace("pid", INIT_PID_NS)
+    depth, users = _namespace("user", INIT_USER_NS)
+    uid, gid, caps = os.geteuid(), os.getegid(), effective()
+    if caps is None:
+        caps = 0 if uid else CAP_SYS_PTRACE
+    if caps & CAP_SYS_PTRACE and not depth:
+        return Viewer(level, pids)
+    return Viewer(level, pids, rule=Rule(uid, gid, uid, caps, level=depth, inum=users))
+
+
+def _namespace(kind: str, first: int) -> tuple[int, int]:
+    """A guess at this process' depth in namespaces of that kind, and the inode number."""
     try:
-        inode = os.stat("/proc/self/ns/pid").st_ino
+        inode = os.stat(f"/proc/self/ns/{kind}").st_ino
     except OSError:
-        return 0, INIT_PID_NS
-    return (0 if inode == INIT_PID_NS else 1), inode
+        return 0, first
+    return int(inode != first), inode
 
 
 def _groups(show: Show) -> list[Show]:
