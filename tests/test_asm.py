@@ -106,6 +106,21 @@ def test_goto_and_calls_of_subprograms() -> None:
     assert code.labels == {"end": 2, "sub": 3}
 
 
+def test_addresses_of_subprograms_for_callbacks() -> None:
+    a = Assembler()
+    a.function(R1, "each")
+    a.exit()
+    a.label("each")
+    a.exit()
+    code = a.assemble()
+    assert code.insns.hex() == "1841000002000000" + "00" * 8 + 2 * "9500000000000000"
+    # The kernel wants the type of each function then: the program's, and the callback's.
+    assert code.functions == [0, 3]
+    a = Assembler()
+    a.exit()
+    assert not a.assemble().functions
+
+
 def test_maps_are_named_for_the_loader() -> None:
     a = Assembler()
     a.map(R1, "percpu")

@@ -152,6 +152,18 @@ def test_names_of_helpers_functions_and_variables() -> None:
     assert named[2:] == ["call bpf_iter_task_new#77", "r1 = &init"]
 
 
+def test_callbacks_are_addresses_of_labels() -> None:
+    a = Assembler()
+    a.function(R1, "each")
+    a.exit()
+    a.label("each")
+    a.exit()
+    code = a.assemble()
+    assert [text for _, text in disassemble(code)] == ["r1 = &each", "exit", "exit"]
+    code.labels = {}
+    assert next(disassemble(code)) == (0, "r1 = &L3")
+
+
 def test_labels_notes_and_comments_have_their_place() -> None:
     a = Assembler()
     a.note("base.pid")
