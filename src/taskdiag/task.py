@@ -7,6 +7,8 @@ the contract's units.
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from . import abi
@@ -133,9 +135,10 @@ class Vma(NamedTuple):
 
 #: Where the payloads of a message lie: type to (start, end), from the message's start.
 Layout = dict[int, tuple[int, int]]
+Unpack = Callable[[bytes, int], tuple[Any, ...]]
 
 
-class Task:
+class Task(tuple[Any, ...]):
     """One task of an answer.  Groups that were not asked for or do not apply are None.
 
     Groups are decoded when they are looked at, so what is not used costs nothing;
@@ -147,19 +150,32 @@ class Task:
     ('systemd', 1, None)
     """
 
-    __slots__ = ("_parts", "pid", "tgid")
+    __slots__ = ()
 
-    def __init__(self, pid: int, tgid: int, parts: tuple[tuple[bytes, int, Layout], ...]) -> None:
-        #: The thread id, in the requester's pid namespace.
-        self.pid = pid
-        #: The process (thread group) id.
-        self.tgid = tgid
-        self._parts = parts
+    # A tuple underneath because nothing is made faster: pid, tgid, then where the first
+    # message lies (buffer, offset, layout), then a tuple of such for the joined ones.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    @property
+    def pid(self) -> int:
+        """The thread id, in the requester's pid namespace."""
+        return self[0]  # type: ignore[no-any-return]
+
+    @property
+    def tgid(self) -> int:
+        """The process (thread group) id."""
+        return self[1]  # type: ignore[no-any-return]
+
+    def _parts(self) -> Iterator[tuple[bytes, int, Layout]]:
+        """Where to look: buffer, offset and layout of each message about the task."""
+        yield self[2], self[3], self[4]
+        yield from self[5]
 
     def payloads(self, kind: int) -> list[bytes]:
         """The raw payloads of one attribute type, also of types that are not known here."""
         found = []
-        for data, at, layout in self._parts:
+        for data, at, layout in self._parts():
             span = layout.get(kind)
             if span is not None:
                 found.append(bytes(data[at + span[0] : at + span[1]]))
@@ -170,58 +186,86 @@ class Task:
         """Attributes of types that this version does not know: type to payload."""
         return {
             kind: b"".join(self.payloads(kind))
-            for _, _, layout in self._parts
+            for _, _, layout in self._parts()
             for kind in layout
             if kind not in _KNOWN
         }
 
-    def _fixed(self, group: abi.Group) -> tuple[Any, ...] | None:
-        kind = -1 if group.attr is None else group.attr
-        for data, at, layout in self._parts:
-            span = layout.get(kind)
-            if span is not None:
-                return group.struct.unpack_from(data, at + span[0])
-        return None
+    # These six are alike and stay unrolled: they are what a loop over tasks calls.
 
     @property
     def base(self) -> Base | None:
         """Identity, family and state; None unless asked for."""
-        values = self._fixed(abi.BASE)
-        if values is None:
+        _, _, data, at, layout, more = self
+        span = layout.get(0)
+        if span is not None:
+            values = _BASE(data, at + span[0])
+        elif (values := _joined(more, 0, _BASE)) is None:
             return None
         tgid, pid, ppid, tpid, sid, pgid, state, comm = values
-        name = os.fsdecode(comm.split(b"\0", 1)[0])
-        return Base(tgid, pid, ppid, tpid, sid, pgid, _STATES[state], name)
+        name = str(comm.partition(b"\0")[0], _ENCODING, "surrogateescape")
+        base: Base = _new(Base, (tgid, pid, ppid, tpid, sid, pgid, _STATES[state], name))
+        return base
 
     @property
     def cred(self) -> Cred | None:
         """Credentials; None unless asked for."""
-        values = self._fixed(abi.CRED)
-        return None if values is None else Cred._make(values)
+        _, _, data, at, layout, more = self
+        span = layout.get(1)
+        if span is not None:
+            values = _CRED(data, at + span[0])
+        elif (values := _joined(more, 1, _CRED)) is None:
+            return None
+        cred: Cred = _new(Cred, values)
+        return cred
 
     @property
     def stat(self) -> Stat | None:
         """Faults and times; None unless asked for."""
-        values = self._fixed(abi.STAT)
-        return None if values is None else Stat._make(values)
+        _, _, data, at, layout, more = self
+        span = layout.get(4)
+        if span is not None:
+            values = _STAT(data, at + span[0])
+        elif (values := _joined(more, 4, _STAT)) is None:
+            return None
+        stat: Stat = _new(Stat, values)
+        return stat
 
     @property
     def statm(self) -> Statm | None:
         """Memory; None unless asked for, and for kernel threads and zombies."""
-        values = self._fixed(abi.STATM)
-        return None if values is None else Statm._make(values)
+        _, _, data, at, layout, more = self
+        span = layout.get(5)
+        if span is not None:
+            values = _STATM(data, at + span[0])
+        elif (values := _joined(more, 5, _STATM)) is None:
+            return None
+        statm: Statm = _new(Statm, values)
+        return statm
 
     @property
     def tty(self) -> Tty | None:
         """Controlling terminal; None unless asked for."""
-        values = self._fixed(abi.TTY)
-        return None if values is None else Tty._make(values)
+        _, _, data, at, layout, more = self
+        span = layout.get(32)
+        if span is not None:
+            values = _TTY(data, at + span[0])
+        elif (values := _joined(more, 32, _TTY)) is None:
+            return None
+        tty: Tty = _new(Tty, values)
+        return tty
 
     @property
     def sched(self) -> Sched | None:
         """Scheduling; None unless asked for."""
-        values = self._fixed(abi.SCHED)
-        return None if values is None else Sched._make(values)
+        _, _, data, at, layout, more = self
+        span = layout.get(33)
+        if span is not None:
+            values = _SCHED(data, at + span[0])
+        elif (values := _joined(more, 33, _SCHED)) is None:
+            return None
+        sched: Sched = _new(Sched, values)
+        return sched
 
     @property
     def cmdline_raw(self) -> bytes | None:
@@ -256,11 +300,28 @@ class Task:
 
     def __repr__(self) -> str:
         groups = "|".join(
-            Attr(kind).name for _, _, layout in self._parts for kind in layout if kind in _KNOWN
+            Attr(kind).name for _, _, layout in self._parts() for kind in layout if kind in _KNOWN
         )
         return f"<Task pid={self.pid} tgid={self.tgid} {groups}>"
 
 
+def _joined(
+    more: tuple[tuple[bytes, int, Layout], ...], kind: int, unpack: Unpack
+) -> tuple[Any, ...] | None:
+    """The values of a group in the later of several messages, None if it is in none."""
+    for data, at, layout in more:
+        if kind in layout:
+            return unpack(data, at + layout[kind][0])
+    return None
+
+
+# Straight to the tuple: half the time of Base(...) and Base._make().
+_new: Callable[..., Any] = tuple.__new__
+_BASE, _CRED, _STAT, _STATM, _TTY, _SCHED = (
+    group.struct.unpack_from
+    for group in (abi.BASE, abi.CRED, abi.STAT, abi.STATM, abi.TTY, abi.SCHED)
+)
+_ENCODING = sys.getfilesystemencoding()
 _KNOWN = frozenset(int(kind) for kind in Attr)
 _STATES = tuple(State)
 
