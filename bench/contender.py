@@ -9,9 +9,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-__all__ = ("ENVIRONMENT", "Command", "Contender", "Iterator", "Reader", "RunError", "Worker")
+__all__ = (
+    "ENVIRONMENT", "Command", "Contender", "Iterator", "Reader", "RunError", "Taken", "Worker",
+    "note",
+)  # fmt: skip
 
 #: Whole commands run with this and nothing else, so that every host measures alike.
 ENVIRONMENT = {
@@ -26,6 +29,13 @@ class RunError(Exception):
     """A contender failed; the message says how."""
 
 
+class Taken(NamedTuple):
+    """What a run took, in seconds: on the clock, and of processors."""
+
+    wall: float
+    cpu: float
+
+
 class Contender(Protocol):
     """Somebody who does a job."""
 
@@ -33,8 +43,8 @@ class Contender(Protocol):
     def label(self) -> str:
         """What it is called in the table."""
 
-    def run(self) -> float:
-        """Do the job once; gives the seconds that it took.  Raises RunError."""
+    def run(self) -> Taken:
+        """Do the job once; gives what it took.  Raises RunError."""
 
 
 class Command:
@@ -44,7 +54,7 @@ class Command:
         self.label = label
         self.argv = [str(word) for word in argv]
 
-    def run(self) -> float:
+    def run(self) -> Taken:
         """Spawn it and wait for it."""
         null = os.open(os.devnull, os.O_RDWR)
         actions = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1)]
@@ -52,7 +62,7 @@ class Command:
             start = time.perf_counter()
             pid = os.posix_spawn(self.argv[0], self.argv, ENVIRONMENT, file_actions=actions)
             try:
-                _, status = os.waitpid(pid, 0)
+                _, status, usage = os.wait4(pid, 0)
             except BaseException:
                 os.kill(pid, 9)
                 os.waitpid(pid, 0)
@@ -62,7 +72,7 @@ class Command:
             os.close(null)
         if status:
             raise RunError(f"{' '.join(self.argv)}: status {status}")
-        return seconds
+        return Taken(seconds, usage.ru_utime + usage.ru_stime)
 
     def output(self) -> str:
         """What it prints."""
@@ -77,9 +87,9 @@ class Command:
 class Reader(Command):
     """A C program that measures itself and prints nanoseconds first."""
 
-    def run(self) -> float:
+    def run(self) -> Taken:
         """Run it; what it takes to start and end is not counted."""
-        return int(self.output().split()[0]) / 1e9
+        return _taken(self.output())
 
     def check_output(self) -> str:
         """What it prints with an argument: what it read."""
@@ -149,10 +159,10 @@ class _Asked:
         self._do = do
         self._arguments = arguments
 
-    def run(self) -> float:
+    def run(self) -> Taken:
         """Ask the worker; its own measure counts."""
-        seconds: float = self._worker.ask(self._do, **self._arguments)["seconds"]
-        return seconds
+        answer = self._worker.ask(self._do, **self._arguments)
+        return Taken(answer["seconds"], answer["cpu"])
 
     def save(self, path: Path) -> None:
         """Write its answer to a file, for a check."""
@@ -169,9 +179,9 @@ class Iterator:
             self.close()
             raise RunError("libbpf could not load the C iterator")
 
-    def run(self) -> float:
+    def run(self) -> Taken:
         """Attach, read to the end, detach; its own measure counts."""
-        return int(self._process.ask("").split()[0]) / 1e9
+        return _taken(self._process.ask(""))
 
     def save(self, path: Path) -> None:
         """Write its answer to a file, for a check."""
@@ -180,6 +190,12 @@ class Iterator:
     def close(self) -> None:
         """End it."""
         self._process.close()
+
+
+def _taken(line: str) -> Taken:
+    """Of the line that the C programs print: nanoseconds on the clock and of processors."""
+    wall, cpu = line.split()[:2]
+    return Taken(int(wall) / 1e9, int(cpu) / 1e9)
 
 
 def note(text: str) -> None:

@@ -63,6 +63,8 @@ def run(job: Job, host: Host, members: Sequence[int], runs: int) -> dict[str, An
         found = pair(ours, peer, runs)
     if job.at_most:
         found["ratio"] = 1 / found["ratio"]
+        if found["cpu_ratio"]:
+            found["cpu_ratio"] = 1 / found["cpu_ratio"]
         found["ratio_spread"] = [1 / ratio for ratio in reversed(found["ratio_spread"])]
     met = None
     if job.target is not None:

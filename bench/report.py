@@ -78,12 +78,13 @@ def _jobs(jobs: Sequence[dict[str, Any]]) -> str:
                 job["name"], size,
                 seconds(job["ours"]["median"]), _spread(job["ours"]),
                 seconds(job["peer"]["median"]), _spread(job["peer"]), job["peer"]["label"],
-                f"{job['ratio']:.2f}", f"{low:.2f} to {high:.2f}", verdict(job),
+                f"{job['ratio']:.2f}", f"{low:.2f} to {high:.2f}",
+                "-" if job["cpu_ratio"] is None else f"{job['cpu_ratio']:.2f}", verdict(job),
             )
         )  # fmt: skip
     head = (
         "job", "tasks", "taskdiag", "spread", "peer", "spread", "which",
-        "ratio", "spread", "target",
+        "ratio", "spread", "CPU ratio", "target",
     )  # fmt: skip
     return _table(head, rows)
 

@@ -39,14 +39,14 @@ def stream(engine: str, show: str | int, strategy: int = 0, path: str = "") -> d
 
     chosen = _engine(engine)
     size = 0
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     for chunk in taskdiag.stream(show, strategy, engine=chosen):
         size += len(chunk)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     if path:
         with open(path, "wb") as file:
             file.writelines(taskdiag.stream(show, strategy, engine=chosen))
-    return {"seconds": seconds, "bytes": size}
+    return {"seconds": seconds, "cpu": cpu, "bytes": size}
 
 
 def ten(engine: str, path: str = "") -> dict[str, Any]:
@@ -54,7 +54,7 @@ def ten(engine: str, path: str = "") -> dict[str, Any]:
     import taskdiag
 
     chosen = _engine(engine)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     rows = []
     task: Any
     for task in taskdiag.dump("base,cred,stat,statm", engine=chosen):
@@ -65,17 +65,17 @@ def ten(engine: str, path: str = "") -> dict[str, Any]:
                 stat.stime, statm.total_rss if statm else 0, stat.threads,
             )
         )  # fmt: skip
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     if path:
         _save(path, [(*row[:3], row[3].name.lower(), *row[4:]) for row in rows])
-    return {"seconds": seconds, "rows": len(rows)}
+    return {"seconds": seconds, "cpu": cpu, "rows": len(rows)}
 
 
 def ten_psutil(path: str = "") -> dict[str, Any]:
     """The same by psutil."""
     import psutil  # type: ignore[import-untyped]
 
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     rows = []
     for process in psutil.process_iter(PSUTIL):
         info = process.info
@@ -87,10 +87,10 @@ def ten_psutil(path: str = "") -> dict[str, Any]:
                 info["num_threads"],
             )
         )  # fmt: skip
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     if path:
         _save(path, rows)
-    return {"seconds": seconds, "rows": len(rows)}
+    return {"seconds": seconds, "cpu": cpu, "rows": len(rows)}
 
 
 def imports(modules: list[str]) -> dict[str, Any]:

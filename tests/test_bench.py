@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench import __main__ as command  # noqa: E402
 from bench import checks, jobs, limits, picture, report  # noqa: E402
-from bench.contender import Command, RunError  # noqa: E402
+from bench.contender import Command, RunError, Taken  # noqa: E402
 from bench.host import Host  # noqa: E402
 from bench.measure import alternate, pair  # noqa: E402
 from bench.peers import BuildError, Toolbox  # noqa: E402
@@ -269,9 +269,10 @@ class Fake:
         self._seconds = iter(seconds)
         self._log = log
 
-    def run(self) -> float:
+    def run(self) -> Taken:
         self._log.append(self.label)
-        return next(self._seconds)
+        seconds = next(self._seconds)
+        return Taken(seconds, seconds / 2)
 
 
 def test_runs_alternate_and_the_first_does_not_count() -> None:
@@ -283,6 +284,7 @@ def test_runs_alternate_and_the_first_does_not_count() -> None:
     assert theirs.median == 20
     found = pair(Fake("a", [9, 1, 2, 3], log), Fake("b", [9, 10, 20, 60], log), 3)
     assert found["ratio"] == 10
+    assert found["cpu_ratio"] == 10
     assert found["ratio_spread"] == [10, 20]
     assert found["ours"]["spread"] == [1, 3]
 
@@ -291,7 +293,8 @@ def made_up(ratio: float = 25.0, **changes: Any) -> dict[str, Any]:
     samples = {"label": "<peer> & Co", "median": 0.1, "spread": [0.05, 0.2], "seconds": [0.1]}
     job = {
         "name": "ps-aux", "title": "ps <aux>", "tasks": 50_000, "threads": 5, "checked": 1,
-        "ours": samples, "peer": samples, "ratio": ratio, "ratio_spread": [ratio / 2, ratio * 2],
+        "ours": samples, "peer": samples, "ratio": ratio, "cpu_ratio": ratio,
+        "ratio_spread": [ratio / 2, ratio * 2],
         "target": 20, "at_most": False, "met": ratio >= 20, **changes,
     }  # fmt: skip
     machine = {

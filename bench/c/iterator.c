@@ -4,7 +4,7 @@
  *     iterator OBJECT PROGRAM
  *
  * For every line on standard input one run: an empty line measures and prints
- * "nanoseconds bytes"; any other names a file to write the answer to.
+ * "nanoseconds cpu-nanoseconds bytes"; any other names a file to write the answer to.
  */
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
@@ -16,10 +16,10 @@
 
 static char buffer[1 << 16];
 
-static long long now(void)
+static long long now(clockid_t clock)
 {
 	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
+	clock_gettime(clock, &t);
 	return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
@@ -47,7 +47,7 @@ int main(int argc, char **argv)
 		line[strcspn(line, "\n")] = 0;
 		if (*line && (out = open(line, O_WRONLY | O_CREAT | O_TRUNC, 0600)) < 0)
 			return 1;
-		long long start = now();
+		long long start = now(CLOCK_MONOTONIC), cpu = now(CLOCK_PROCESS_CPUTIME_ID);
 		struct bpf_link *link = bpf_program__attach_iter(program, NULL);
 		int fd = link ? bpf_iter_create(bpf_link__fd(link)) : -1;
 		if (fd < 0)
@@ -59,7 +59,8 @@ int main(int argc, char **argv)
 		}
 		close(fd);
 		bpf_link__destroy(link);
-		printf("%lld %ld\n", now() - start, bytes);
+		printf("%lld %lld %ld\n", now(CLOCK_MONOTONIC) - start,
+		       now(CLOCK_PROCESS_CPUTIME_ID) - cpu, bytes);
 		fflush(stdout);
 		if (out >= 0)
 			close(out);
