@@ -20,12 +20,13 @@ def serve(path: str | None, file: str | None) -> int:
         from .server import Server
 
         return Server(path or socket_path()).run()
-    where, name = os.path.split(os.path.abspath(file))
-    if not name or not os.path.isdir(where):
-        raise RequestError(f"--file needs MOUNTPOINT/NAME, and {where!r} is no directory")
-    from .file import FileProcess
+    from .file import FileProcess, clear
     from .server import Server
 
+    where, name = os.path.split(os.path.abspath(file))
+    clear(where)
+    if not name or not os.path.isdir(where):
+        raise RequestError(f"--file needs MOUNTPOINT/NAME, and {where!r} is no directory")
     process = FileProcess(where, name)
     try:
         server = Server(path or socket_path())
