@@ -438,4 +438,5 @@ def _refusal(error: bpf.BpfError) -> str:
         return "the kernel engine needs CAP_BPF and CAP_PERFMON (or root): see taskdiag doctor"
     if error.errno == errno.ENOSYS:
         return "the kernel engine needs bpf(2), which this kernel lacks"
-    return f"the kernel refused to load a program: {os.strerror(error.errno or 0)}"
+    why = os.strerror(error.errno or 0)
+    return f"the kernel refused to load a program ({why}): see taskdiag doctor"
