@@ -59,15 +59,17 @@ class Program:
     """A compiled request.
 
     ``code`` goes to the kernel; ``sleepable`` and ``arena`` say how: a program with an
-    arena has state, so one run of it at a time.
+    arena has state, so one run of it at a time.  ``size`` is that of its messages where
+    all but a few have the same, else 0.
     """
 
-    __slots__ = ("arena", "code", "sleepable")
+    __slots__ = ("arena", "code", "size", "sleepable")
 
-    def __init__(self, code: Code, *, sleepable: bool, arena: bool) -> None:
+    def __init__(self, code: Code, *, sleepable: bool, arena: bool, size: int = 0) -> None:
         self.code = code
         self.sleepable = sleepable
         self.arena = arena
+        self.size = size
 
 
 def served(facts: Facts, *, threads: bool = False) -> dict[Show, str]:
@@ -178,7 +180,7 @@ def compile_request(
         c.note("cmdline")
         cmdline.is_anonymous(c)
     access.subprograms(c)
-    return Program(c.assemble(), sleepable=sleepable, arena=arena)
+    return Program(c.assemble(), sleepable=sleepable, arena=arena, size=0 if variable else at)
 
 
 def _rcu(c: Emitter, sleepable: bool, action: str) -> None:

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = ("KernelEngine", "Loaded")
 
-#: What one read(2) may return: the iterator's buffer is 8 pages.
-_READ = 1 << 16
+#: The iterator's buffer (bpf_seq_read(), kernel/bpf/bpf_iter.c).
+_BUFFER = 8 * mmap.PAGESIZE
+#: How often that is filled for one readv(2).
+_FILLS = 8
 _PID_1 = (1).to_bytes(4, sys.byteorder)
 #: Loaded programs that are kept, besides those in use.
 _KEPT = 16
@@ -256,7 +258,7 @@ class KernelEngine:
         try:
             fd = loaded.iterate(tid=tid)
             try:
-                return os.read(fd, _READ)
+                return os.read(fd, _BUFFER)
             finally:
                 os.close(fd)
         finally:
@@ -340,14 +342,17 @@ class KernelEngine:
         numbered = self._view().foreign and loaded.deferred is not None
         try:
             before = loaded.count()
+            buffer = memoryview(bytearray((_FILLS + 1) * _BUFFER))
+            pieces = _pieces(buffer, loaded.program.size)
             while True:
                 try:
-                    data = os.read(run.fd, _READ)
+                    length = os.readv(run.fd, pieces)
                 except BlockingIOError:
                     # A long way without a task to show: the kernel pauses to be polite.
                     continue
-                if not data:
+                if not length:
                     break
+                data = bytes(buffer[:length])
                 after = loaded.count()
                 if elsewhere or numbered or after != before:
                     from .merge import complete
@@ -401,6 +406,18 @@ def _sorted(chunks: Iterator[bytes]) -> Iterator[bytes]:
             raise EngineUnavailable(errno.EFBIG, "the answer is too long to be put in order")
     if pieces:
         yield in_order(b"".join(pieces))
+
+
+def _pieces(buffer: memoryview, size: int) -> list[memoryview]:
+    """Cut a buffer so that one readv(2) brings as many whole messages as it can.
+
+    The kernel fills its own buffer anew for each piece, as long as the one before took
+    all: as many messages of ``size`` as fit.  The last piece takes whatever there is, so
+    that no message is left in part.
+    """
+    most = _BUFFER // size * size if size else 0
+    cuts = [most * index for index in range(_FILLS)] if size else [0]
+    return [buffer[start:stop] for start, stop in zip(cuts, [*cuts[1:], len(buffer)], strict=True)]
 
 
 def _proc_is_ours() -> bool:
