@@ -106,7 +106,8 @@ def running(*args: str, **options: Any) -> Iterator[Service]:
         finally:
             status, log = stop(service)
         assert status == 0, log
-        assert b"internal error" not in log
+        assert b"internal error" not in log, log
+        assert b"answer failed" not in log, log
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ confined by one of them is not served at all: it has /proc, where it is asked it
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 
@@ -61,7 +62,10 @@ def landlock_word(reader: Reader) -> int | None:
         return None
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syscall(_SYS_CREATE_RULESET, None, ctypes.c_size_t(0), _CREATE_RULESET_VERSION) < 1:
-        return None
+        code = ctypes.get_errno()
+        if code in (errno.ENOSYS, errno.EOPNOTSUPP):
+            return None
+        raise OSError(code, "it cannot be told whether there is Landlock", None)
     candidates = set(range(SECURITY_WORDS))
     for _ in range(3):
         before, after = _restricted(reader, libc)

@@ -1,0 +1,82 @@
+/*
+ * A program written for the kernel interface of 2016 (/proc/task_diag): what it leaves
+ * uninitialised here is filled with garbage, so that nobody comes to rely on it.
+ *
+ *     cc -o reference reference.c && ./reference /run/taskdiag/file [PID...]
+ *
+ * Prints, for everything and then for each PID, how many messages and bytes came.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <linux/netlink.h>
+#include <linux/types.h>
+
+struct task_diag_pid {
+	__u64 show_flags;
+	__u64 dump_strategy;
+	__u32 pid;
+};
+
+static int transaction(int fd, __u64 strategy, __u32 pid)
+{
+	struct { struct nlmsghdr head; struct task_diag_pid what; char garbage[24]; } request;
+	char data[16384] __attribute__((aligned(8)));
+	long messages = 0, bytes = 0;
+	ssize_t got;
+
+	memset(&request, 0xa5, sizeof(request));
+	request.head.nlmsg_len = sizeof(struct nlmsghdr) + sizeof(struct task_diag_pid);
+	request.what.show_flags = 1;
+	request.what.dump_strategy = strategy;
+	request.what.pid = pid;
+	if (write(fd, &request, sizeof(request)) != sizeof(request))
+		return printf("%s\n", strerror(errno)), 0;
+	if (write(fd, &request, sizeof(request)) >= 0 || errno != EBUSY)
+		return printf("a second request was not refused\n"), 1;
+	/* An answer comes in whole messages only if the reader's buffer says so; join them. */
+	for (;;) {
+		static char whole[1 << 20];
+		static size_t held;
+		size_t at = 0;
+
+		got = read(fd, data, sizeof(data));
+		if (got < 0)
+			return perror("read"), 1;
+		if (got == 0)
+			break;
+		memcpy(whole + held, data, got);
+		held += got;
+		bytes += got;
+		while (held - at >= sizeof(struct nlmsghdr)) {
+			struct nlmsghdr *head = (void *)(whole + at);
+
+			if (head->nlmsg_len > held - at)
+				break;
+			if (head->nlmsg_type != 0xd101 || head->nlmsg_seq != request.head.nlmsg_seq)
+				return printf("not our answer\n"), 1;
+			messages++;
+			at += head->nlmsg_len;
+		}
+		memmove(whole, whole + at, held -= at);
+	}
+	printf("%ld messages, %ld bytes\n", messages, bytes);
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	int fd = open(argc > 1 ? argv[1] : "/proc/task_diag", O_RDWR);
+
+	if (fd < 0)
+		return perror("open"), 1;
+	if (transaction(fd, 0, 0))
+		return 1;
+	for (int i = 2; i < argc; i++)
+		if (transaction(fd, 1, atoi(argv[i])))
+			return 1;
+	return close(fd);
+}
