@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,44 +66,61 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with Host() as host:
         for (tasks, threads), some in _by_population(options, wanted).items():
             note(f"bench: {tasks:,} processes with {threads} threads")
-            with limits.raised(tasks, threads), Population(host.toolbox, threads) as people:
-                people.grow(tasks)
-                members = people.pids()
-                for job in some:
-                    run = partial(jobs.run, job, host, members, options.runs)
-                    found = _attempt(results, job.name, run)
-                    if found:
-                        results["jobs"].append({**found, "tasks": tasks, "threads": threads})
+            with _room(results, [job.name for job in some]):
+                _pairs(host, some, tasks, threads, options.runs, results)
         order = [job.name for job in jobs.JOBS]
         results["jobs"].sort(key=lambda job: order.index(job["name"]))
         _special(host, options, wanted, results)
     return results
 
 
+def _pairs(
+    host: Host, some: list[Job], tasks: int, threads: int, runs: int, results: dict[str, Any]
+) -> None:
+    """The jobs that need the same population."""
+    with limits.raised(tasks, threads), Population(host.toolbox, threads) as people:
+        people.grow(tasks)
+        members = people.pids()
+        for job in some:
+            found = _attempt(results, job.name, partial(jobs.run, job, host, members, runs))
+            if found:
+                results["jobs"].append({**found, "tasks": tasks, "threads": threads})
+
+
 def _special(
     host: Host, options: argparse.Namespace, wanted: Sequence[str], results: dict[str, Any]
 ) -> None:
     """What is no pair."""
-    if "groups" in wanted:
-        tasks = options.tasks or groups.TASKS
-        with limits.raised(tasks), Population(host.toolbox) as people:
-            people.grow(tasks)
-            results["groups"] = _attempt(
-                results, "groups", lambda: groups.measure(host, options.runs)
-            )
-    if "syscalls" in wanted:
-        tasks = options.tasks or syscalls.TASKS
-        with limits.raised(tasks), Population(host.toolbox) as people:
-            people.grow(tasks)
-            results["syscalls"] = _attempt(
-                results, "syscalls", lambda: syscalls.measure(host, tasks)
-            )
+    standing: dict[str, tuple[int, Callable[[int], Any]]] = {
+        "groups": (groups.TASKS, lambda _: groups.measure(host, options.runs)),
+        "syscalls": (syscalls.TASKS, lambda tasks: syscalls.measure(host, tasks)),
+    }
+    for name, (usual, run) in standing.items():
+        if name in wanted:
+            tasks = options.tasks or usual
+            with (
+                _room(results, [name]),
+                limits.raised(tasks),
+                Population(host.toolbox) as people,
+            ):
+                people.grow(tasks)
+                results[name] = _attempt(results, name, partial(run, tasks))
     if "growth" in wanted:
         sizes = [options.tasks, 2 * options.tasks] if options.tasks else growth.SIZES
-        with limits.raised(max(sizes)):
-            results["growth"] = _attempt(
-                results, "growth", lambda: growth.measure(host, sizes, options.runs)
-            )
+        with _room(results, ["growth"]), limits.raised(max(sizes)):
+            run_growth = partial(growth.measure, host, sizes, options.runs)
+            results["growth"] = _attempt(results, "growth", run_growth)
+
+
+@contextlib.contextmanager
+def _room(results: dict[str, Any], names: Sequence[str]) -> Iterator[None]:
+    """Leave these jobs out if the host has no room for their population."""
+    try:
+        yield
+    except LimitError as error:
+        note(f"bench: {error}")
+        results["skipped"] += [[name, str(error)] for name in names]
+        results["failed"] += names
 
 
 def _attempt(results: dict[str, Any], name: str, run: Callable[[], Any]) -> Any:

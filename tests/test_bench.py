@@ -102,7 +102,7 @@ def test_population_ends_with_an_exception(toolbox: Toolbox) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_population_ends_with_the_command(toolbox: Toolbox, number: int) -> None:
+def test_population_ends_with_the_command(tmp_path: Path, number: int) -> None:
     before = settings()
     argv = [
         sys.executable,
@@ -116,7 +116,12 @@ def test_population_ends_with_the_command(toolbox: Toolbox, number: int) -> None
         "100000",
     ]
     process = subprocess.Popen(
-        argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        argv,
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stderr is not None
@@ -233,6 +238,19 @@ def test_command_measures_and_draws(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert ET.parse(svg).getroot().tag.endswith("svg")
     assert members_now(os.getpid()) == living
     assert settings() == before
+
+
+def test_command_without_room_tells_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(limits, "memory", lambda: {"MemAvailable": 1 << 20, "MemTotal": 1 << 30})
+    arguments = ["--tasks", "10000"]
+    for name in ("base-stat", "groups", "growth"):
+        arguments += ["--job", name]
+    assert command.main(arguments) == 1
+    out = capsys.readouterr()
+    assert out.out.count("0 MiB are available") == 3
+    assert "Traceback" not in out.err
 
 
 def test_command_refuses_what_makes_no_sense(capsys: pytest.CaptureFixture[str]) -> None:
