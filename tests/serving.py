@@ -56,10 +56,11 @@ def start(path: str, *args: str, prefix: tuple[str, ...] = (), **options: Any) -
     command = [*prefix, sys.executable, "-m", "taskdiag", "serve", "--socket", path, *args]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, **options)
     assert process.stderr is not None
-    line = process.stderr.readline()
-    if b"listening" not in line:
-        process.kill()
-        rest = line + process.stderr.read()
+    said = [process.stderr.readline()]
+    while said[-1] and b"listening" not in said[-1]:
+        said.append(process.stderr.readline())
+    if not said[-1]:
+        rest = b"".join(said)
         process.wait()
         process.stderr.close()
         raise AssertionError(f"the service did not start: {rest.decode()}")

@@ -287,7 +287,10 @@ class FileProcess:
 
     def end(self) -> None:
         """Unmount, and end the process."""
-        if not self.pid or self._ended.is_set():
+        if not self.pid:
+            return
+        if self._ended.is_set():
+            clear(self._where)
             return
         if not self._watched:
             self.watch(lambda: None)

@@ -23,10 +23,13 @@ def serve(path: str | None, file: str | None) -> int:
     from .file import FileProcess, clear
     from .server import Server
 
-    where, name = os.path.split(os.path.abspath(file))
+    where, name = os.path.split(file)
+    where = os.path.abspath(where or ".")
     clear(where)
     if not name or not os.path.isdir(where):
-        raise RequestError(f"--file needs MOUNTPOINT/NAME, and {where!r} is no directory")
+        raise RequestError(f"--file needs MOUNTPOINT/NAME, which {file!r} is not")
+    if os.listdir(where):
+        raise RequestError(f"--file needs an empty directory to mount on, which {where!r} is not")
     process = FileProcess(where, name)
     try:
         server = Server(path or socket_path())
