@@ -91,8 +91,11 @@ class Loaded:
                 os.close(fd)
         self.fd, self._maps = -1, {}
 
-    # Of an answer that nobody began to read no code of ours runs any more.
-    __del__ = close
+    def __del__(self) -> None:
+        # Of an answer that nobody began to read no other code of ours runs any more.  At
+        # the interpreter's end modules may be gone, and descriptors go with the process.
+        if os is not None:
+            self.close()
 
 
 class _Run:
@@ -109,7 +112,9 @@ class _Run:
         if fd >= 0:
             os.close(fd)
 
-    __del__ = close
+    def __del__(self) -> None:
+        if os is not None:
+            self.close()
 
 
 class KernelEngine:
