@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -251,7 +252,8 @@ def test_killed() -> None:
             os.kill(int(pid), signal.SIGKILL)
             with pytest.raises(OSError):  # noqa: PT011
                 read(fd)
-            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.close(fd)
             # The rest of the service ends with it: somebody has to start both again.
             assert service.process.wait(20) == 1
             service.process.returncode = 0
