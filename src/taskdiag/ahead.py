@@ -12,7 +12,10 @@ from _thread import start_new_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 __all__ = ("ahead",)
 
@@ -22,8 +25,8 @@ _MOST = 256
 _SWITCH = 50e-6
 
 
-def ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same chunks, all but the first read by a thread of their own.
+def ahead(chunks: Iterator[T]) -> Generator[T, None, None]:
+    """The same chunks, read by a thread of their own.
 
     >>> list(ahead(iter([b"a", b"b"])))
     [b'a', b'b']
@@ -31,24 +34,24 @@ def ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:
     What reading raises is raised here, after the chunks before it.  With a single CPU
     there is nothing to gain, and no thread.
     """
-    yield from _first(chunks)
     if len(os.sched_getaffinity(0)) == 1:
         yield from chunks
         return
-    ready: SimpleQueue[bytes | BaseException | None] = SimpleQueue()
-    # One for each chunk that may be read; False ends the reader.
-    leave: SimpleQueue[bool] = SimpleQueue()
+    ready: SimpleQueue[T | BaseException | None] = SimpleQueue()
+    # One for each chunk that may be read.
+    leave: SimpleQueue[None] = SimpleQueue()
     for _ in range(_MOST):
-        leave.put(True)
+        leave.put(None)
+    over = False
 
     def read() -> None:
         end: BaseException | None = None
         try:
-            while leave.get():
-                chunk = next(chunks, None)
-                if chunk is None:
-                    break
+            for chunk in chunks:
                 ready.put(chunk)
+                leave.get()
+                if over:
+                    break
         except BaseException as error:
             end = error
         ready.put(end)
@@ -56,6 +59,7 @@ def ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH)
     start_new_thread(read, ())
+    chunk: T | BaseException | None = None
     try:
         while True:
             chunk = ready.get()
@@ -64,15 +68,11 @@ def ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:
             if isinstance(chunk, BaseException):
                 raise chunk
             yield chunk
-            leave.put(True)
+            leave.put(None)
     finally:
-        for _ in range(_MOST + 1):
-            leave.put(False)
+        # Whoever owns what is read from may close it now: the thread is done with it.
+        over = True
+        leave.put(None)
+        while chunk is not None and not isinstance(chunk, BaseException):
+            chunk = ready.get()
         sys.setswitchinterval(interval)
-
-
-def _first(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    # A short answer is over before a thread has started.
-    chunk = next(chunks, None)
-    if chunk is not None:
-        yield chunk

@@ -36,11 +36,14 @@ __all__ = ("ENGINES", "Auto", "Engine", "choose")
 ENGINES = ("kernel", "service", "procfs")
 
 
-def choose(name: str | None = None) -> Engine:
+def choose(name: str | None = None, *, read_ahead: bool = False) -> Engine:
     """The engine of that name, else of ``TASKDIAG_ENGINE``, else the best one here.
 
     >>> choose("procfs").name
     'procfs'
+
+    With ``read_ahead`` a thread reads what comes next while the caller works, for
+    engines whose answer is made by someone else (:mod:`taskdiag.ahead`).
 
     Raises RequestError for an unknown name, EngineUnavailable if an engine asked for
     by name cannot work here.
@@ -49,8 +52,8 @@ def choose(name: str | None = None) -> Engine:
     if wanted != "auto":
         if wanted not in ENGINES:
             raise RequestError(f"unknown engine {wanted!r}: choose from auto, {', '.join(ENGINES)}")
-        return _open(wanted)
-    return Auto()
+        return _open(wanted, read_ahead)
+    return Auto(read_ahead)
 
 
 class Auto:
@@ -61,43 +64,48 @@ class Auto:
 
     name = "auto"
 
+    def __init__(self, read_ahead: bool = False) -> None:
+        self._read_ahead = read_ahead
+
     def stream(self, request: Request) -> Iterator[bytes]:
         """The answer of the first engine that is available for it."""
         for candidate in ENGINES[:-1]:
             try:
-                return _open(candidate).stream(request)
+                return _open(candidate, self._read_ahead).stream(request)
             except EngineUnavailable:
                 continue
-        return _open(ENGINES[-1]).stream(request)
+        return _open(ENGINES[-1], self._read_ahead).stream(request)
 
 
 #: Engines keep what the next request can use again: loaded programs, an open /proc.
-_opened: dict[str, Engine] = {}
+_opened: dict[tuple[str, bool], Engine] = {}
 
 
-def _open(name: str) -> Engine:
+def _open(name: str, read_ahead: bool) -> Engine:
     # Asked each time: a process may give up its privileges, and what it loaded with them.
     if name == "kernel" and not may_load_bpf():
-        _opened.pop(name, None)
+        for key in [key for key in _opened if key[0] == name]:
+            del _opened[key]
         raise EngineUnavailable(
             errno.EPERM,
             "the kernel engine needs CAP_BPF and CAP_PERFMON (or root): see taskdiag doctor",
         )
-    if name not in _opened:
-        _opened[name] = _make(name)
-    return _opened[name]
+    key = name, read_ahead
+    if key not in _opened:
+        _opened[key] = _make(name, read_ahead)
+    return _opened[key]
 
 
-def _make(name: str) -> Engine:
+def _make(name: str, read_ahead: bool) -> Engine:
     # Imported here: a command loads the engine that answers it and no other.
     if name == "kernel":
         from .kernel import KernelEngine
 
-        return KernelEngine()
+        return KernelEngine(read_ahead=read_ahead)
     if name == "service":
         from .service import ServiceEngine
 
-        return ServiceEngine()
+        return ServiceEngine(read_ahead=read_ahead)
     from .procfs import ProcfsEngine
 
     return ProcfsEngine()

@@ -305,10 +305,8 @@ class Task(tuple[Any, ...]):
         return f"<Task pid={self.pid} tgid={self.tgid} {groups}>"
 
 
-def _joined(
-    more: tuple[tuple[bytes, int, Layout], ...], kind: int, unpack: Unpack
-) -> tuple[Any, ...] | None:
-    """The values of a group in the later of several messages, None if it is in none."""
+def _joined(more: tuple[tuple[bytes, int, Layout], ...], kind: int, unpack: Unpack) -> Any:
+    """The tuple of values of a group in the later of several messages, None if it is in none."""
     for data, at, layout in more:
         if kind in layout:
             return unpack(data, at + layout[kind][0])

@@ -13,7 +13,6 @@ from itertools import chain
 from sys import byteorder
 
 from ..abi import Dump
-from ..ahead import ahead
 from ..engine import choose
 from ..errors import NoSuchProcess, RequestError
 from ..request import Request
@@ -95,7 +94,7 @@ def run(args: list[str], engine: str | None) -> int:
         # Answers ascend by thread; ps keeps those of a process together.
         order = [*order, (kind_of("tgid"), False)]
     table = Table(columns, where, needs, names, order, width)
-    rows = table.format_chunks(ahead(_chunks(choose(engine), table, options)))
+    rows = table.format_chunks(_chunks(choose(engine, read_ahead=True), table, options))
     # The header goes out with the first rows: where an engine fails there is no half a table.
     first = next(rows, b"")
     write_all(chain((table.header() if options.header else b"", first), rows))

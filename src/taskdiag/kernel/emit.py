@@ -54,7 +54,7 @@ HELPERS = {
     "map_lookup_percpu_elem": 195,
 }
 
-_IN_ARENA = ("length", "first")
+_IN_ARENA = ("length", "first", "last file", "last record")
 
 #: Where ``task_diag_msg.flags`` lies in a message.
 FLAGS = 24

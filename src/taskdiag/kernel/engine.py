@@ -13,6 +13,7 @@ import sys
 from itertools import chain
 
 from ..abi import Dump, Show
+from ..ahead import ahead
 from ..capability import CAP_SYS_PTRACE, effective
 from ..errors import EngineUnavailable, NoSuchProcess
 from ..netlink import in_order
@@ -25,7 +26,7 @@ from .viewer import INIT_PID_NS, INIT_USER_NS, Viewer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from .compile import Program
 
@@ -69,7 +70,24 @@ class Loaded:
             self.close()
             raise
 
-    def count(self) -> bytes:
+    def read(self, fd: int) -> Generator[tuple[bytes, bool], None, None]:
+        """What a run writes: whole messages, and whether any was left to procfs in part."""
+        buffer = memoryview(bytearray((_FILLS + 1) * _BUFFER))
+        pieces = _pieces(buffer, self.program.size)
+        before = self._count()
+        while True:
+            try:
+                length = os.readv(fd, pieces)
+            except BlockingIOError:
+                # A long way without a task to show: the kernel pauses to be polite.
+                continue
+            if not length:
+                return
+            after = self._count()
+            yield bytes(buffer[:length]), after != before
+            before = after
+
+    def _count(self) -> bytes:
         """How many messages were left to procfs so far, as an opaque value."""
         return b"" if self.deferred is None else self.deferred[:8]
 
@@ -140,8 +158,10 @@ class KernelEngine:
         viewer: Viewer | None = None,
         facts: Facts | None = None,
         host: Host | None = None,
+        read_ahead: bool = False,
     ) -> None:
         self._insist = insist
+        self._read_ahead = read_ahead
         # For other viewers /proc would tell more than they may see.
         self._own = viewer is None
         self._viewer = viewer
@@ -344,30 +364,22 @@ class KernelEngine:
         self, key: object, loaded: Loaded, run: _Run, request: Request, elsewhere: Show
     ) -> Iterator[bytes]:
         whole = False
+        chunks = loaded.read(run.fd)
+        if self._read_ahead:
+            chunks = ahead(chunks)
         numbered = self._view().foreign and loaded.deferred is not None
         try:
-            before = loaded.count()
-            buffer = memoryview(bytearray((_FILLS + 1) * _BUFFER))
-            pieces = _pieces(buffer, loaded.program.size)
-            while True:
-                try:
-                    length = os.readv(run.fd, pieces)
-                except BlockingIOError:
-                    # A long way without a task to show: the kernel pauses to be polite.
-                    continue
-                if not length:
-                    break
-                data = bytes(buffer[:length])
-                after = loaded.count()
-                if elsewhere or numbered or after != before:
+            for data, deferred in chunks:
+                if elsewhere or numbered or deferred:
                     from .merge import complete
 
-                    before = after
-                    data = complete(data, request, elsewhere, None if self._own else self._look)
+                    look = None if self._own else self._look
+                    data = complete(data, request, elsewhere, look)
                 if data:
                     yield data
             whole = True
         finally:
+            chunks.close()
             run.close()
             if whole:
                 self._keep(key, loaded)

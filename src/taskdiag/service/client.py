@@ -11,6 +11,7 @@ import errno
 import os
 from struct import Struct
 
+from ..ahead import ahead
 from ..errors import (
     AccessDenied,
     EngineUnavailable,
@@ -51,7 +52,8 @@ class ServiceEngine:
 
     name = "service"
 
-    def __init__(self, path: str | None = None) -> None:
+    def __init__(self, path: str | None = None, *, read_ahead: bool = False) -> None:
+        self._read_ahead = read_ahead
         self._path = path or socket_path()
         try:
             os.stat(self._path)
@@ -68,8 +70,8 @@ class ServiceEngine:
         there, too busy or does not serve this client.  EngineUnavailable is raised later
         only if the service ends before its answer does.
         """
-        fd = self._ask(request)
-        return _chunks(fd)
+        chunks = _chunks(self._ask(request))
+        return ahead(chunks) if self._read_ahead else chunks
 
     def _ask(self, request: Request) -> int:
         """The descriptor to read the answer from."""

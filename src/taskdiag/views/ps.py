@@ -113,7 +113,7 @@ class Table:
         last = self.columns[-1]
         #: Whether rows end in arguments, which are made safe block by block.
         self._raw_tail = last.just == "U" and "cmdline" in last.kind.needs
-        self._compile()
+        self._compiled = False
 
     # --- What is printed ---
 
@@ -129,6 +129,7 @@ class Table:
         Raises DecodeError as `taskdiag.decoder.decode` does.
         """
         self._offset = 0
+        chunks = self._begin(chunks)
         if self._order:
             rows: list[bytes] = []
             keys: list[tuple[Any, ...]] = []
@@ -154,6 +155,15 @@ class Table:
             self._format(data, rows.append, None)
             if rows:
                 yield self._finish(rows)
+
+    def _begin(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """The same chunks; the functions for them are compiled when the first is there, and
+        the next is on its way."""
+        for chunk in chunks:
+            if not self._compiled:
+                self._compile()
+                self._compiled = True
+            yield chunk
 
     def _format(
         self,

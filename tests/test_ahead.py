@@ -1,0 +1,55 @@
+"""Reading ahead: the same chunks, whoever stops first."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from taskdiag.ahead import ahead
+
+
+def test_all_chunks_in_order() -> None:
+    chunks = [b"%d" % number for number in range(2000)]
+    assert list(ahead(iter(chunks))) == chunks
+
+
+def test_nothing() -> None:
+    assert list(ahead(iter([]))) == []
+
+
+def test_what_reading_raises_comes_after_what_was_read() -> None:
+    def failing() -> Iterator[bytes]:
+        yield b"one"
+        raise OSError("no more")
+
+    found = ahead(failing())
+    assert next(found) == b"one"
+    with pytest.raises(OSError, match="no more"):
+        next(found)
+
+
+def test_the_reader_is_done_when_the_taker_stops() -> None:
+    """Else it might go on reading from a descriptor that means something else by then."""
+    reading = 0
+
+    def slow() -> Iterator[bytes]:
+        nonlocal reading
+        while True:
+            reading += 1
+            time.sleep(0.001)
+            yield b"chunk"
+
+    found = ahead(slow())
+    assert next(found) == b"chunk"
+    found.close()
+    seen = reading
+    time.sleep(0.05)
+    assert reading == seen
+
+
+def test_a_single_cpu_reads_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert list(ahead(iter([b"a", b"b"]))) == [b"a", b"b"]
