@@ -11,7 +11,7 @@ from .. import abi
 from ..abi import NLM_F_MULTI, RESPONSE, Attr, Dump, Show
 from . import access, cmdline, cred, mm, pid, sched, tty, vma
 from .asm import R0, R1, R2, R3, R4, Code
-from .emit import ARENA, ARENA_LOCALS, FLAGS, MM, SIGNAL, TASK, Emitter
+from .emit import ARENA, ARENA_LOCALS, FLAGS, FRAME, MM, SIGNAL, TASK, Emitter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,13 +108,15 @@ def compile_request(
     sleepable = bool(show & Show.CMDLINE)
     sums = bool(show & Show.STAT) and not request.threads
     variable = bool(show & (Show.CMDLINE | Show.VMA))
-    arena = variable or (sums and sched.needs_room(facts))
     groups = [attr for attr in abi.GROUPS if show & (1 << attr)]
     offsets: dict[Attr, int] = {}
     at = _HEAD
     for attr in groups:
         offsets[attr] = at + 4
         at += 4 + abi.GROUPS[attr].size
+    # With an access rule two subprograms run deep, which take 32 bytes of stack each.
+    deep = viewer.rule is not None and FRAME + at > 512 - 2 * 32
+    arena = variable or deep or (sums and sched.needs_room(facts))
     c = emitter(facts, viewer, threads=request.threads, size=at, arena=arena, host=host)
 
     prologue(c, request)
