@@ -54,7 +54,7 @@ def refused(status: int, pattern: str, *args: str, stdin: bytes = b"", **environ
     [
         ((), "which command"),
         (("dmup",), "did you mean 'dump'"),
-        (("qqqq",), "choose from ps, dump, decode, abi"),
+        (("qqqq",), "choose from ps, dump, decode, "),
         (("--nosuch",), "unknown option '--nosuch'"),
         (("--engine", "nosuch", "ps"), "unknown engine 'nosuch'"),
         (("--engine=", "ps"), "unknown engine ''"),
