@@ -16,7 +16,7 @@ from taskdiag.kernel.compile import CONVERSIONS, FUNCTIONS, Program, compile_req
 from taskdiag.kernel.disasm import disassemble
 from taskdiag.kernel.emit import Host
 from taskdiag.kernel.facts import Facts
-from taskdiag.kernel.viewer import Viewer
+from taskdiag.kernel.viewer import Rule, Viewer
 from taskdiag.request import Request
 
 NEW_KERNEL, OLD_KERNEL = new_kernel(), old_kernel()
@@ -151,6 +151,23 @@ def test_only_arguments_may_sleep_and_only_mappings_and_they_need_an_arena() -> 
 def test_the_message_fits_the_stack_with_every_fixed_group() -> None:
     check(compiled(ALL & ~(Show.CMDLINE | Show.VMA)))
     check(compiled(ALL & ~(Show.CMDLINE | Show.VMA), viewer=Viewer(3, 5)))
+
+
+def test_with_an_access_rule_the_subprograms_keep_their_stack() -> None:
+    """Main program, rule and what the rule calls: 512 bytes in all, in steps of 32."""
+    viewer = Viewer(rule=Rule(1000, 1000, 1000))
+    for show in (ALL & ~(Show.CMDLINE | Show.VMA), Show.BASE | Show.CRED | Show.STAT | Show.STATM):
+        for facts in (NEW_KERNEL, MIDDLE_KERNEL):
+            program = compiled(show, facts, Dump.ALL_THREAD, viewer)
+            check(program)
+            stack = [
+                -off
+                for code, registers, off, _ in INSN.iter_unpack(program.code.insns)
+                if code & 7 in (2, 3) and registers & 15 == 10
+            ]
+            assert -(-max(stack) // 32) * 32 + 2 * 32 <= 512
+    # Not where it is not needed: without an arena the iterator can be handed out.
+    assert not compiled(Show.BASE | Show.CRED | Show.STAT, viewer=viewer).arena
 
 
 def test_nothing_of_a_cpu_or_a_host_is_in_programs_that_do_not_need_it() -> None:
