@@ -9,6 +9,7 @@ fsuid and the user namespace, and speak of a process that may be another one by 
 from __future__ import annotations
 
 import os
+from functools import cache
 from struct import Struct, unpack_from
 from sys import byteorder
 
@@ -489,8 +490,9 @@ def _map(a: _Program, name: str) -> None:
 # --- The caller itself ------------------------------------------------------------
 
 
+@cache
 def overflow_ids() -> tuple[int, int]:
-    """What ids without a number in a user namespace are shown as."""
+    """What ids without a number in a user namespace are shown as; read once."""
     return _number("overflowuid"), _number("overflowgid")
 
 
