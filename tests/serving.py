@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,6 +20,9 @@ from conftest import missing
 from population import CLONE_NEWNS, MS_REC_PRIVATE, check, forked, libc
 from taskdiag.errors import NoSuchProcess
 from taskdiag.service import ServiceEngine
+
+if TYPE_CHECKING:
+    from taskdiag.engine import Engine
 
 #: A group that nobody is in: members of the mount's group are exempt from hidepid.
 NO_GROUP = 54321
@@ -157,11 +160,17 @@ def compare(
     return answer
 
 
-def look(path: str, become: Callable[[], Any], show: str, wait: float = 0) -> dict[str, Any]:
+def look(
+    path: str,
+    become: Callable[[], Any],
+    show: str,
+    wait: float = 0,
+    engine: Engine | None = None,
+) -> dict[str, Any]:
     """The same in this very process, which is not what it was afterwards."""
     inside = hidepid()
     become()
-    engine = ServiceEngine(path)
+    engine = engine or ServiceEngine(path)
     before = listed(inside)
     time.sleep(wait)
     found = [task.pid for task in taskdiag.dump(show, engine=engine)]

@@ -40,6 +40,7 @@ from serving import Service, compare, hidepid, kept_from_bpf, listed, look, runn
 from taskdiag import Dump, Show
 from taskdiag.decoder import decode
 from taskdiag.errors import EngineUnavailable, NoSuchProcess
+from taskdiag.kernel import KernelEngine
 from taskdiag.request import Request
 
 pytestmark = pytest.mark.root
@@ -141,6 +142,12 @@ REQUESTERS: dict[str, Callable[[], Any]] = {
 }
 
 
+def loader(uid: int, gid: int, extra: int = 0) -> Callable[[], None]:
+    """Who may load programs, and else is a plain user."""
+    caps = 1 << 38 | 1 << 39 | extra  # CAP_PERFMON, CAP_BPF
+    return with_caps(caps, caps, uid, gid)
+
+
 @contextlib.contextmanager
 def targets() -> Iterator[dict[str, Child]]:
     """Kinds that the population lacks."""
@@ -204,20 +211,36 @@ def test_the_oracle_can_tell(
     assert standing["namespace owner"].pid not in seen["root of a user namespace"]
 
 
-def in_user_namespace(prepare: Callable[[], Any]) -> Callable[[], Any]:
-    """Roots of one user namespace and those below it, as requester and target."""
+@pytest.mark.parametrize("show", ["base", "cmdline", "base,vma_stat"])
+@pytest.mark.parametrize("extra", [0, CAP_KILL, CAP_SYS_PTRACE])
+def test_the_kernel_engine_of_who_may_load_programs(
+    population: Population, show: str, extra: int
+) -> None:
+    """CAP_BPF and CAP_PERFMON are for loading programs, not for seeing tasks."""
 
-    def setup() -> int:
-        new_user_namespace()
-        pid = os.fork()
-        if pid == 0:
-            prctl(1, signal.SIGKILL)
-            prepare()
-            while True:
-                signal.pause()
-        return pid
+    def run() -> dict[str, Any]:
+        return look("", loader(1001, 2001, extra), show, engine=KernelEngine())
 
-    return setup
+    hidden = kept_from_bpf()
+    answer = forked(run)
+    agree(answer, hidden | kept_from_bpf())
+    assert population["user"].pid in answer["found"]
+    assert (population["plain"].pid in answer["found"]) == (extra == CAP_SYS_PTRACE)
+
+
+def test_the_kernel_engine_of_who_gives_up_privileges(population: Population) -> None:
+    """What was loaded as root does not go on showing what root sees."""
+
+    def run() -> list[list[int]]:
+        engine = KernelEngine()
+        before = [task.pid for task in taskdiag.dump("base", engine=engine)]
+        loader(1001, 2001)()
+        return [before, [task.pid for task in taskdiag.dump("base", engine=engine)]]
+
+    before, after = forked(run)
+    assert population["plain"].pid in before
+    assert population["plain"].pid not in after
+    assert population["user"].pid in after
 
 
 @pytest.mark.parametrize("who", ["owner", "root of it", "root of another"])

@@ -178,6 +178,7 @@ class KernelEngine:
         The program is loaded and the iterator made before this returns, so what the
         kernel refuses is raised here: EngineUnavailable, NoSuchProcess, VerifierError.
         """
+        viewer = self._view(fresh=True)
         elsewhere = self._elsewhere(request)
         inside = request
         if elsewhere:
@@ -185,7 +186,6 @@ class KernelEngine:
         if request.strategy == Dump.CHILDREN:
             self._require(request.pid)
         key, loaded = self._load(inside, numbered=bool(elsewhere))
-        viewer = self._view()
         try:
             fd = loaded.iterate(**_narrowed(request, viewer))
         except BaseException:
@@ -214,7 +214,7 @@ class KernelEngine:
         plain = not request.show & (Show.CMDLINE | Show.VMA) and request.strategy in (
             Dump.ALL, Dump.ALL_THREAD, Dump.ONE,
         )  # fmt: skip
-        viewer = self._view()
+        viewer = self._view(fresh=True)
         if not plain or viewer.foreign or self._elsewhere(request):
             return None
         key, loaded = self._load(request)
@@ -311,12 +311,12 @@ class KernelEngine:
         except bpf.BpfError as error:
             raise EngineUnavailable(error.errno, _refusal(error)) from None
 
-    def _view(self) -> Viewer:
-        """Who the answer is for; where that is this process, as privileged as it is now."""
+    def _view(self, fresh: bool = False) -> Viewer:
+        """Who the answer is for; where that is this process, with ``fresh`` as it is now."""
         if self._viewer is None:
             level, inode = self.home()
             self._viewer = Viewer(level, inode) if _sees_everything() else self._identify()
-        elif self._own and not (self._viewer.rule is None and _sees_everything()):
+        elif fresh and self._own and not (self._viewer.rule is None and _sees_everything()):
             viewer = self._identify()
             if viewer.key() != self._viewer.key():
                 self.close()
