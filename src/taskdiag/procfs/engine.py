@@ -6,13 +6,12 @@ import os
 
 from ..abi import Dump
 from ..errors import NoSuchProcess
-from ..netlink import pack_task
 from . import access
 from .plan import Plan, plan_for
 from .reader import Directory, Vanished, open_procfs
 from .stat import parse
 from .status import parse_lines
-from .task import read_task
+from .task import read_message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,9 +98,9 @@ class _Scan:
         """The messages of tasks given as directory, tid and process."""
         root, plan, ask, seq = self._root, self._plan, self._ask, self._request.seq
         for where, tid, pid in tasks:
-            answer = read_task(root, where, plan, tid == pid, ask)
-            if answer is not None:
-                yield pack_task(tid, pid, answer[0], answer[1], seq)
+            message = read_message(root, where, plan, tid, pid, ask, seq)
+            if message is not None:
+                yield message
 
     def _some(self, found: Iterator[bytes]) -> Iterator[bytes]:
         """The same messages; raises NoSuchProcess if there is none: it is gone meanwhile."""

@@ -18,11 +18,14 @@ import os
 from .. import abi
 from ..abi import Attr, Show, State
 from ..errors import EngineUnavailable
-from .status import MM, THREADS, compile_parser, keys, mm_keys
+from .message import compile_message
+from .status import MM, TGID, THREADS, compile_parser, forms, keys, mm_keys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from .message import Message, Source
 
     #: From the fields of stat, the values of status and the comm to a payload.
     Fill = Callable[[Sequence[bytes], Sequence[bytes | None], bytes], bytes]
@@ -40,25 +43,29 @@ STATES = {state.letter.encode(): int(state) for state in State}
 class Plan:
     """What to read and what to make of it, for one set of show flags."""
 
-    __slots__ = ("cmdline", "comm", "files", "fixed", "mappings", "stat", "status")
+    __slots__ = ("cmdline", "comm", "files", "fixed", "mappings", "messages", "stat", "status")
 
     def __init__(self, show: int, sample: bytes) -> None:
         """``sample`` is the status file of a process with memory on this kernel."""
         order = keys(sample)
         compiler = _Compiler(order)
-        #: (attribute type, payload function, whether it needs an address space)
-        self.fixed: list[tuple[int, Fill, bool]] = [
-            (int(attr), *compiler.group(group))
+        sources = [
+            (attr, *compiler.group(group))
             for attr, group in abi.GROUPS.items()
             if show & Show[attr.name]
         ]
+        #: (attribute type, payload function, whether it needs an address space)
+        self.fixed: list[tuple[int, Fill, bool]] = [
+            (int(attr), _fill(abi.GROUPS[attr], values), needs_mm)
+            for attr, values, needs_mm in sources
+        ]
         #: Whether /proc/PID/stat is read.
-        self.stat = compiler.stat
-        #: The parser of /proc/PID/status, or None if it is not read; its last two
-        #: values are those of `status.MM` and `status.THREADS`.
+        self.stat = bool(compiler.last)
+        #: The parser of /proc/PID/status, or None if it is not read; its last three
+        #: values are those of `status.MM`, `status.TGID` and `status.THREADS`.
         self.status: Callable[[bytes], tuple[bytes | None, ...]] | None = None
         if compiler.wanted:
-            self.status = compile_parser(order, [*compiler.wanted, MM, THREADS])
+            self.status = compile_parser(order, [*compiler.wanted, MM, TGID, THREADS])
         #: Where the parser puts the name, or None if no field is the name.
         self.comm: int | None = None
         if ("Name", 0) in compiler.wanted:
@@ -73,6 +80,11 @@ class Plan:
         if not self.files:
             # Nothing was asked for but who is there.
             self.stat, self.files = True, 1
+        #: Functions that make the whole message of most tasks, to be tried in turn; none if
+        #: more than status and stat is read.
+        self.messages: list[Message] = []
+        if sources and not self.cmdline and not self.mappings:
+            self.messages = compiler.messages(sources)
 
 
 class _Compiler:
@@ -81,20 +93,27 @@ class _Compiler:
     def __init__(self, order: list[str]) -> None:
         self._order = order
         self._mm = mm_keys(order)
+        #: Keys and words of status.
         self.wanted: list[tuple[str, int]] = []
-        self.stat = False
+        #: The highest index of a field of stat, 0 if there is none.
+        self.last = 0
 
-    def group(self, group: abi.Group) -> tuple[Fill, bool]:
-        """The payload function of a group, and whether it needs an address space."""
+    def group(self, group: abi.Group) -> tuple[list[str], bool]:
+        """Source for each field of a group, and whether it needs an address space."""
         needs_mm = False
         values = []
         for field in group.fields:
             file, key, word = self._place(field)
             needs_mm |= file == "status" and key in self._mm
             values.append(self._expression(field, file, key, word))
-        source = f"lambda f, m, c: pack({', '.join(values)})"
-        fill: Fill = eval(source, {"pack": group.struct.pack, "STATES": STATES})
-        return fill, needs_mm
+        return values, needs_mm
+
+    def messages(self, sources: list[Source]) -> list[Message]:
+        """Functions for a whole message, one for each form that status may have."""
+        return [
+            compile_message(sources, {"STATES": STATES}, form, self.wanted, self.last)
+            for form in (forms(self._order) if self.wanted else [self._order])
+        ]
 
     def _place(self, field: abi.Field) -> tuple[str, str, int]:
         """File, key and word of a field: of its alternatives the first that is here."""
@@ -108,7 +127,7 @@ class _Compiler:
 
     def _expression(self, field: abi.Field, file: str, key: str, word: int) -> str:
         if file == "stat":
-            self.stat = True
+            self.last = max(self.last, int(key) - 1)
             value = f"f[{int(key) - 1}]"
             if field.name == "state":
                 return f"STATES[{value}]"
@@ -127,6 +146,13 @@ class _Compiler:
         if key.startswith("Cap"):
             return f"int({value}, 16)"
         return scaled(f"int({value})", field.unit if key in self._mm else "")
+
+
+def _fill(group: abi.Group, values: list[str]) -> Fill:
+    """The payload function of a group, from source for each of its fields."""
+    source = f"lambda f, m, c: pack({', '.join(values)})"
+    fill: Fill = eval(source, {"pack": group.struct.pack, "STATES": STATES})
+    return fill
 
 
 def scaled(value: str, unit: str) -> str:

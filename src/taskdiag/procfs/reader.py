@@ -15,13 +15,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ("Changed", "Directory", "Malformed", "Refused", "Vanished", "open_procfs")
+__all__ = (
+    "BLOCK",
+    "Changed",
+    "Directory",
+    "Malformed",
+    "Refused",
+    "Vanished",
+    "explain",
+    "open_procfs",
+)
 
 _open, _read, _close = os.open, os.read, os.close
 _READ = os.O_RDONLY | os.O_CLOEXEC
 
 #: The first read of a file.  stat and status nearly always fit.
-_BLOCK = 4096
+BLOCK = 4096
 #: Sizes to try, in turn, for what must come from one read(2).
 _WHOLE = (1 << 17, 1 << 21, 1 << 25)
 
@@ -62,7 +71,7 @@ class Directory:
             try:
                 self._fd = _open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
             except OSError as error:
-                raise _explain(error, where) from None
+                raise explain(error, where) from None
         else:
             self._prefix = where + "/"
             self._fd = root
@@ -75,8 +84,8 @@ class Directory:
         try:
             fd = _open(self._prefix + name, _READ, dir_fd=self._fd)
             try:
-                data = _read(fd, _BLOCK)
-                if len(data) < _BLOCK:
+                data = _read(fd, BLOCK)
+                if len(data) < BLOCK:
                     return data
                 # Read again rather than on: half of this and half of what the task
                 # became meanwhile (an exec) would be neither.
@@ -88,7 +97,7 @@ class Directory:
             finally:
                 _close(fd)
         except OSError as error:
-            raise _explain(error, f"{self.where}/{name}") from None
+            raise explain(error, f"{self.where}/{name}") from None
 
     def read_mappings(self, name: str) -> bytes:
         """The content of maps or smaps, which the kernel hands out a page at a time.
@@ -115,7 +124,7 @@ class Directory:
             finally:
                 _close(fd)
         except OSError as error:
-            raise _explain(error, f"{self.where}/{name}") from None
+            raise explain(error, f"{self.where}/{name}") from None
 
     def readlink(self, name: str) -> bytes:
         """Where a link points to.  Raises OSError as it comes."""
@@ -130,7 +139,7 @@ class Directory:
             finally:
                 _close(fd)
         except OSError as error:
-            raise _explain(error, f"{self.where}/{name}") from None
+            raise explain(error, f"{self.where}/{name}") from None
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -150,7 +159,7 @@ class Directory:
             _close(self._fd)
 
 
-def _explain(error: OSError, where: str) -> Exception:
+def explain(error: OSError, where: str) -> Exception:
     """What an error below /proc/PID means.
 
     ENOENT and ESRCH: gone.  EPERM and EACCES: /proc is mounted with hidepid=1, or the

@@ -15,13 +15,26 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("MM", "THREADS", "compile_parser", "keys", "parse_lines", "unescape")
+__all__ = (
+    "MM",
+    "TGID",
+    "THREADS",
+    "compile_parser",
+    "forms",
+    "keys",
+    "parse_lines",
+    "unescape",
+    "values_of",
+)
 
 #: Always extracted: 0 threads is what a task shows that was released while the file
 #: was being written (fs/proc/array.c, ``task_sig``: no sighand left).
 THREADS = ("Threads", 0)
 #: Always extracted: shown by tasks that have an address space, and by no others.
 MM = ("VmSize", 0)
+#: Always extracted: /proc/TID opens for threads too, so a number that was a process's when
+#: /proc was listed may be a thread's by now.
+TGID = ("Tgid", 0)
 
 #: Lines that some tasks lack although they have an address space, or the other way
 #: round: a zombie has no file system context, so no umask.
@@ -60,11 +73,11 @@ def compile_parser(
     The function raises Malformed.
     """
     block = mm_keys(order)
-    forms = [_compile_form(form, wanted) for form in _forms(order, block)]
+    compiled = [_compile_form(form, wanted) for form in forms(order)]
 
     def parse(data: bytes) -> tuple[bytes | None, ...]:
         lines = data.split(b"\n")
-        for marks, extract in forms:
+        for marks, extract in compiled:
             try:
                 for at, key in marks:
                     if not lines[at].startswith(key):
@@ -78,8 +91,9 @@ def compile_parser(
     return parse
 
 
-def _forms(order: list[str], block: list[str]) -> list[list[str]]:
+def forms(order: list[str]) -> list[list[str]]:
     """The orders of lines that tasks of this kernel may have, the most usual first."""
+    block = mm_keys(order)
     kernel_thread = [key for key in order if key not in block]
     zombie = [key for key in kernel_thread if key not in _OPTIONAL]
     return [order, kernel_thread, zombie]
@@ -88,10 +102,24 @@ def _forms(order: list[str], block: list[str]) -> list[list[str]]:
 def _compile_form(
     form: list[str], wanted: list[tuple[str, int]]
 ) -> tuple[list[tuple[int, bytes]], Callable[[list[bytes]], tuple[bytes | None, ...]]]:
-    """Lines that tell whether a file has this form, and a function from its lines to values.
+    """Lines that tell whether a file has this form, and a function from its lines to values."""
+    marks, values = values_of(form, wanted)
+    extract: Callable[[list[bytes]], tuple[bytes | None, ...]] = eval(
+        f"lambda l: ({', '.join(values)},)" if values else "lambda l: ()"
+    )
+    return marks, extract
+
+
+def values_of(
+    form: list[str], wanted: list[tuple[str, int]]
+) -> tuple[list[tuple[int, bytes]], list[str]]:
+    """Lines that tell whether a file has this form, and source that cuts values out of them.
 
     Lines are left out of a form but never moved, so if the last of the wanted lines, and
     the one behind what may be left out, are where they belong, so are all before them.
+
+    >>> values_of(["Name", "Pid"], [("Pid", 0)])
+    ([(1, b'Pid:')], ['l[1].split(None, 2)[1]'])
     """
     present = [key for key, _ in wanted if key in form]
     told = {"Threads"} & set(form)
@@ -113,10 +141,7 @@ def _compile_form(
             split.add(line)
             words = f"({line} := l[{form.index(key)}].split())" if first else line
             values.append(f"{words}[{word + 1}]")
-    extract: Callable[[list[bytes]], tuple[bytes | None, ...]] = eval(
-        f"lambda l: ({', '.join(values)},)" if values else "lambda l: ()"
-    )
-    return marks, extract
+    return marks, values
 
 
 def parse_lines(

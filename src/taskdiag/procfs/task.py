@@ -6,11 +6,13 @@ import os
 from struct import error as StructError
 
 from ..abi import Attr
+from ..netlink import pack_task
 from . import access, cmdline, maps, stat
 from .comm import COMM_MAX, kernel_comm, needs_care
 from .plan import plan_for, statistics
 from .reader import Changed, Directory, Malformed, Refused, Vanished, open_procfs
 from .status import unescape
+from .together import read_together
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     #: Attributes (type and payload, in the stream's order), and VMA records.
     Answer = tuple[list[tuple[int, bytes]], list[bytes]]
 
-__all__ = ("attributes", "read_task")
+__all__ = ("attributes", "read_message", "read_task")
 
 #: How often a task is read anew that turns into something else while it is read.
 _ATTEMPTS = 100
@@ -51,6 +53,27 @@ def attributes(
     finally:
         if root is None:
             os.close(proc)
+
+
+def read_message(
+    root: int, where: str, plan: Plan, tid: int, tgid: int, ask: bool, seq: int
+) -> bytes | None:
+    """The messages about one task, of a directory below ``root``; None as for `read_task`."""
+    if plan.messages:
+        try:
+            if plan.status is None:
+                status, stat = b"", read_together(root, where, "stat", "", ask)[0]
+            else:
+                second = "stat" if plan.stat else ""
+                status, stat = read_together(root, where, "status", second, ask)
+        except Vanished:
+            return None
+        for make in plan.messages:
+            message = make(status, stat, tid, tgid, seq)
+            if message is not None:
+                return message
+    answer = read_task(root, where, plan, tid == tgid, ask)
+    return None if answer is None else pack_task(tid, tgid, answer[0], answer[1], seq)
 
 
 def read_task(root: int, where: str, plan: Plan, leader: bool, ask: bool) -> Answer | None:
@@ -85,9 +108,9 @@ def read_directory(plan: Plan, directory: Directory, leader: bool, strict: bool)
     has_mm: bool | None = None
     if plan.status is not None:
         values = plan.status(directory.read("status"))
-        if values[-1] == b"0":
+        if values[-1] == b"0" or values[-2] != directory.where.partition("/")[0].encode():
             raise Vanished(directory.where)
-        has_mm = values[-2] is not None
+        has_mm = values[-3] is not None
         if plan.comm is not None:
             name = _comm(values[plan.comm] or b"", has_mm, directory)
     if plan.stat:

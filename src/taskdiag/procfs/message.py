@@ -1,0 +1,104 @@
+"""A task's whole message by one function, for tasks that are like most others.
+
+What `task.read_directory` does in steps, with an answer to everything that may happen,
+is done here in one go: split the files, pack all headers and fields by a single struct.
+The function is written for one plan and one form of the status file, and returns None
+for whatever it was not written for.  Then the steps are taken, and they judge.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from struct import error as StructError
+
+from ..abi import GROUPS, MSG, NLM_F_MULTI, RESPONSE, Attr
+from .comm import needs_care
+from .reader import BLOCK
+from .status import MM, TGID, THREADS, values_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    #: From status and stat, each empty if not read, tid, tgid and sequence number.
+    Message = Callable[[bytes, bytes, int, int, int], bytes | None]
+    #: Attribute type, source of each field's value, whether it needs an address space.
+    Source = tuple[Attr, list[str], bool]
+
+__all__ = ("compile_message",)
+
+# The variables are those of the plan's sources: m the values of status, f the fields of
+# stat, c the comm; and l the lines that `status.values_of` cuts.
+_STATUS = """
+        l = status.split(b"\\n", {last})
+        if len(status) >= {block} or {unlike}:
+            return None
+        m = ({values})
+        c = {comm}
+        if m[-1] == b"0" or int(m[-2]) != tgid or {odd}:
+            return None
+"""
+_STAT = """
+        f = [b"", b"", *stat[stat.rindex(b") ") + 2 :].split(b" ", {count})]
+        if len(stat) >= {block} or len(f) <= {count} + 2 or f[19] == b"0":
+            return None
+"""
+_MESSAGE = """
+def message(status, stat, tid, tgid, seq):
+    try:
+        {status}
+        {stat}
+        return pack({length}, {kind}, {flags}, seq, 0, tid, tgid, 0, {groups})
+    except (ValueError, KeyError, IndexError, StructError):
+        return None
+"""
+
+
+def compile_message(
+    groups: list[Source],
+    names: Mapping[str, object],
+    form: list[str],
+    wanted: list[tuple[str, int]],
+    last: int,
+) -> Message:
+    """The function for tasks whose status file has the lines of ``form``, in that order.
+
+    ``groups`` are those of the plan and ``names`` what their sources refer to; ``wanted``
+    is what they want of status, none if it is not read; ``last`` the highest index of a
+    field of stat, 0 if it is not read.
+    """
+    has_mm = MM[0] in form
+    layout, values = MSG.format, []
+    for attr, sources, needs_mm in groups:
+        if has_mm or not needs_mm:
+            layout += "HH" + GROUPS[attr].format().removeprefix("=")
+            values += [str(4 + GROUPS[attr].size), str(int(attr)), *sources]
+    struct = Struct(layout)
+    source = _MESSAGE.format(
+        status=_status(form, wanted, has_mm) if wanted else "",
+        # The fields of stat are counted from the state, and one more must follow.
+        stat=_STAT.format(block=BLOCK, count=max(last, 19) - 1) if last else "",
+        length=struct.size,
+        kind=RESPONSE,
+        flags=NLM_F_MULTI,
+        groups=", ".join(values),
+    )
+    scope = {**names, "pack": struct.pack, "needs_care": needs_care, "StructError": StructError}
+    exec(source, scope)
+    message: Message = scope["message"]  # type: ignore[assignment]
+    return message
+
+
+def _status(form: list[str], wanted: list[tuple[str, int]], has_mm: bool) -> str:
+    marks, values = values_of(form, [*wanted, TGID, THREADS])
+    odd = "False"
+    if ("Name", 0) in wanted:
+        odd = 'b"\\\\" in c' + ("" if has_mm else " or needs_care(c)")
+    return _STATUS.format(
+        last=marks[-1][0] + 1,
+        block=BLOCK,
+        unlike=" or ".join(f"not l[{at}].startswith({key!r})" for at, key in marks),
+        values=", ".join(values),
+        comm=f"m[{wanted.index(('Name', 0))}]" if ("Name", 0) in wanted else 'b""',
+        odd=odd,
+    )

@@ -1,0 +1,48 @@
+"""One or two files of a task without its directory, which saves opening and closing that.
+
+Each path finds a task anew; what proves that they all found the same one is the order.
+"""
+
+from __future__ import annotations
+
+import os
+
+from . import access
+from .reader import BLOCK, Directory, explain
+
+__all__ = ("read_together",)
+
+_open, _read, _close = os.open, os.read, os.close
+_READ = os.O_RDONLY | os.O_CLOEXEC
+
+
+def read_together(root: int, where: str, first: str, second: str, ask: bool) -> tuple[bytes, bytes]:
+    """At most `BLOCK` bytes of each of two files of one task; of one if ``second`` is empty.
+
+    ``first`` is opened first and read last.  An open file stays with the task that had the
+    number when it was opened, and can be read as long as there is that task
+    (fs/proc/base.c, ``proc_single_show``), which keeps its number until then.  So if it can
+    be read, whatever was found by that number in between was found of the same task:
+    ``second``, and with ``ask`` whether the caller may see it.
+
+    Raises Vanished, or OSError with the path.
+    """
+    name, later = first, b""
+    try:
+        fd = _open(f"{where}/{first}", _READ, dir_fd=root)
+        try:
+            if ask:
+                access.check(Directory(root, where, pinned=False))
+            if second:
+                name = second
+                other = _open(f"{where}/{second}", _READ, dir_fd=root)
+                try:
+                    later = _read(other, BLOCK)
+                finally:
+                    _close(other)
+                name = first
+            return _read(fd, BLOCK), later
+        finally:
+            _close(fd)
+    except OSError as error:
+        raise explain(error, f"{where}/{name}") from None
