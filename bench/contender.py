@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,6 +83,44 @@ class Command:
         if done.returncode:
             raise RunError(f"{' '.join(self.argv)}: {done.stderr.decode().strip()}")
         return done.stdout.decode("utf-8", "replace")
+
+
+class Asking(Command):
+    """A whole command of a user who asks the service, which runs as long as this does.
+
+    The user is nobody, with CAP_SYS_PTRACE and no other privilege: it can load no program,
+    and is shown as many tasks as root.
+    """
+
+    def __init__(self, label: str, taskdiag: str | Path, *args: str) -> None:
+        self._where = tempfile.TemporaryDirectory(prefix="bench-")
+        os.chmod(self._where.name, 0o755)
+        path = f"{self._where.name}/socket"
+        self._service = subprocess.Popen(
+            [str(taskdiag), "serve", "--socket", path], env=ENVIRONMENT, stderr=subprocess.PIPE
+        )
+        assert self._service.stderr is not None
+        said = self._service.stderr.readline()
+        if b"listening" not in said:
+            self.close()
+            raise RunError(f"the service did not start: {said.decode().strip()}")
+        user = ("--reuid=65534", "--regid=65534", "--clear-groups")
+        # The second is for finding the command, below a directory of root's.
+        held = "-all,+sys_ptrace,+dac_read_search"
+        caps = (f"--inh-caps={held}", f"--ambient-caps={held}")
+        super().__init__(
+            label,
+            ["/usr/bin/env", f"TASKDIAG_SOCKET={path}", "setpriv", *user, *caps, taskdiag,
+             "--engine", "service", *args],
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """End the service."""
+        self._service.terminate()
+        self._service.wait()
+        assert self._service.stderr is not None
+        self._service.stderr.close()
+        self._where.cleanup()
 
 
 class Reader(Command):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import checks
-from .contender import Command, Contender, Iterator, Reader
+from .contender import Asking, Command, Contender, Iterator, Reader
 from .host import Host, Missing
 from .measure import pair
 
@@ -57,7 +57,7 @@ def run(job: Job, host: Host, members: Sequence[int], runs: int) -> dict[str, An
     ours, peer = job.build(host)
     with contextlib.ExitStack() as stack:
         for contender in (ours, peer):
-            if isinstance(contender, Iterator):
+            if isinstance(contender, (Asking, Iterator)):
                 stack.callback(contender.close)
         checked = job.check(host, ours, peer, members)
         found = pair(ours, peer, runs)
@@ -99,6 +99,25 @@ def _ps(*args: str) -> Callable[[Host], Pair]:
         )
 
     return build
+
+
+def _service(host: Host) -> Pair:
+    taskdiag, words = host.installation.command, ("ps", "ax", "-o", "pid,ppid")
+    _tool("setpriv")
+    # Both change their credentials on the way, which is not what is compared.
+    root: list[str | Path] = [
+        "/usr/bin/env",
+        "setpriv",
+        "--reuid=0",
+        taskdiag,
+        "--engine",
+        "kernel",
+        *words,
+    ]
+    return (
+        Asking("taskdiag ps by the service", taskdiag, *words),
+        Command("taskdiag ps of root", root),
+    )
 
 
 def _top(host: Host) -> Pair:
@@ -204,6 +223,14 @@ JOBS = (
     ),
     # %CPU (2) falls and START (8) is relative to a boot time that each computes for itself.
     Job("ps-aux", "ps aux, whole command", _ps("aux"), _table(1, 2, 8), 20),
+    Job(
+        "service",
+        "ps ax -o pid,ppid of a user, whole command",
+        _service,
+        _table(0),
+        1.5,
+        at_most=True,
+    ),
     Job("top", "a screen of top, whole command", _top, _top_check),
     Job("base-stat", "BASE and STAT of every process", _read_stat, _stat_check, 10),
     Job("python-ten", "ten attributes in Python", _ten("kernel"), _ten_check, 100),
