@@ -290,7 +290,10 @@ class KernelEngine:
             self._keep("look", loaded)
 
     def prepare(self, show: Show) -> None:
-        """Find out beforehand what `host` is asked for by these groups."""
+        """Find out beforehand what these groups need to know of `host`."""
+        for group, why in served(self.facts).items():
+            if why:
+                show &= ~group
         self._ask_about(show)
 
     def _ask_about(self, show: Show) -> None:
