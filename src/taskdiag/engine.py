@@ -42,6 +42,9 @@ def choose(name: str | None = None, *, read_ahead: bool = False) -> Engine:
     >>> choose("procfs").name
     'procfs'
 
+    The kernel engine asked for by name answers without the help of procfs or not at all,
+    but for VMA_STAT, which no kernel can give otherwise.
+
     With ``read_ahead`` a thread reads what comes next while the caller works, for
     engines whose answer is made by someone else (:mod:`taskdiag.ahead`).
 
@@ -52,7 +55,7 @@ def choose(name: str | None = None, *, read_ahead: bool = False) -> Engine:
     if wanted != "auto":
         if wanted not in ENGINES:
             raise RequestError(f"unknown engine {wanted!r}: choose from auto, {', '.join(ENGINES)}")
-        return _open(wanted, read_ahead)
+        return _open(wanted, read_ahead, insist=True)
     return Auto(read_ahead)
 
 
@@ -78,10 +81,10 @@ class Auto:
 
 
 #: Engines keep what the next request can use again: loaded programs, an open /proc.
-_opened: dict[tuple[str, bool], Engine] = {}
+_opened: dict[tuple[str, bool, bool], Engine] = {}
 
 
-def _open(name: str, read_ahead: bool) -> Engine:
+def _open(name: str, read_ahead: bool, insist: bool = False) -> Engine:
     # Asked each time: a process may give up its privileges, and what it loaded with them.
     if name == "kernel" and not may_load_bpf():
         for key in [key for key in _opened if key[0] == name]:
@@ -90,18 +93,18 @@ def _open(name: str, read_ahead: bool) -> Engine:
             errno.EPERM,
             "the kernel engine needs CAP_BPF and CAP_PERFMON (or root): see taskdiag doctor",
         )
-    key = name, read_ahead
+    key = name, read_ahead, insist
     if key not in _opened:
-        _opened[key] = _make(name, read_ahead)
+        _opened[key] = _make(*key)
     return _opened[key]
 
 
-def _make(name: str, read_ahead: bool) -> Engine:
+def _make(name: str, read_ahead: bool, insist: bool) -> Engine:
     # Imported here: a command loads the engine that answers it and no other.
     if name == "kernel":
         from .kernel import KernelEngine
 
-        return KernelEngine(read_ahead=read_ahead)
+        return KernelEngine(read_ahead=read_ahead, insist=insist)
     if name == "service":
         from .service import ServiceEngine
 
