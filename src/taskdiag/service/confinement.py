@@ -24,7 +24,8 @@ __all__ = ("Confinement", "landlock_word")
 _SYS_CREATE_RULESET, _SYS_RESTRICT_SELF = 444, 446
 _CREATE_RULESET_VERSION = 1
 _PR_SET_NO_NEW_PRIVS = 38
-_KERNEL_POINTER = 0xFFFF << 48
+# With four levels of page tables even 16 bits are set, with five only these.
+_KERNEL_POINTER = 0xFF << 56
 
 
 class Confinement:
