@@ -883,7 +883,6 @@ GROUPS: dict[Attr, Group] = {
 ORDER = (*GROUPS, Attr.CMDLINE, Attr.VMA)
 
 
-
 def field(name: str) -> tuple[Group, Field]:
     """Look a field of the catalogue up, as ``group.field`` or by its bare name.
 
