@@ -21,7 +21,13 @@ from .machine import Machine
 ROOT = Path(__file__).resolve().parent.parent
 
 #: What talks to the kernel.  The rest cannot differ between kernels.
-TESTS = ("tests/test_engines.py", "tests/test_environments.py", "tests/test_kernels.py")
+TESTS = (
+    "tests/test_engines.py",
+    "tests/test_environments.py",
+    "tests/test_kernels.py",
+    "tests/test_kernel_engine.py",
+    "tests/test_sched.py",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
