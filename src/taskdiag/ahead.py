@@ -22,7 +22,7 @@ __all__ = ("ahead",)
 #: Chunks that may lie ready; each is at most some 64 KiB.
 _MOST = 256
 #: How soon a reader that has data gets the interpreter, in seconds.
-_SWITCH = 50e-6
+_SWITCH = 1e-6
 
 
 def ahead(chunks: Iterator[T]) -> Generator[T, None, None]:
