@@ -6,7 +6,9 @@ a failure, so that CI cannot pass by skipping.
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import taskdiag
 from taskdiag.engine import choose
 from taskdiag.errors import EngineUnavailable
 
@@ -23,6 +26,11 @@ from population import Population, standing
 
 if TYPE_CHECKING:
     from taskdiag.engine import Engine
+
+# Children that become other users may not be able to read this checkout any more.
+for _, _name, _ in pkgutil.walk_packages(taskdiag.__path__, "taskdiag."):
+    if not _name.endswith("__main__"):
+        importlib.import_module(_name)
 
 REQUIRED = os.environ.get("TASKDIAG_REQUIRE_KERNEL") == "1"
 ENGINES = ("procfs", "kernel")
@@ -42,6 +50,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("root") and os.geteuid() != 0:
         missing("this test needs root")
+
+
+def need_reachable() -> None:
+    """For tests that run the command as other users: skip where they cannot get at it."""
+    for file in (sys.executable, taskdiag.__file__):
+        for folder in Path(file).absolute().parents:
+            if not folder.stat().st_mode & 0o001:
+                missing(f"other users cannot reach {folder}")
 
 
 def open_engine(name: str) -> Engine:

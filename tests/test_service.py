@@ -338,6 +338,7 @@ def test_several_requests_at_once(service: Service) -> None:
 @root
 def test_command_line(service: Service) -> None:
     """Everybody's commands find the service with no option given."""
+    need_reachable()
     environ = {**os.environ, "TASKDIAG_SOCKET": service.path}
     environ.pop("TASKDIAG_ENGINE", None)
     user = ["setpriv", "--reuid=1001", "--regid=2001", "--clear-groups"]
