@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import taskdiag
+from conftest import need_reachable
 from population import Population, child, forked, plain_user, until
 from serving import ROOT, Service, directory, running, service, start, stop
 from taskdiag import Dump, Request, Show
