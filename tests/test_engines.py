@@ -381,7 +381,10 @@ def test_memfd_counts_as_shared_memory(engine: Engine, population: Population) -
     assert vma.stat.resident == 2 * PAGE
     assert vma.stat.private_dirty == 2 * PAGE
     assert vma.stat.pss == 2 * PAGE << 12
-    assert task.statm.shmem == 2
+    # Since Linux kernel commit f1a7941243c1 ("mm: convert mm's rss stats into
+    # percpu_counter") (in v6.2), no thread keeps pages uncounted for a while.
+    release = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
+    assert task.statm.shmem == 2 or (release < (6, 2) and task.statm.shmem < 2)
 
 
 def test_mapped_names_are_exact(engine: Engine, population: Population) -> None:
