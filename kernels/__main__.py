@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         help="only this series; may be repeated",
     )
     parser.add_argument("--refresh", action="store_true", help="ask for newer packages")
-    parser.add_argument("--limit", type=float, default=720, help="seconds in all (%(default)s)")
+    parser.add_argument("--limit", type=float, default=840, help="seconds in all (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     parser.add_argument("--slowest", type=int, metavar="N", help="name the N slowest tests")
     parser.add_argument(
