@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 import taskdiag
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 for _, _name, _ in pkgutil.walk_packages(taskdiag.__path__, "taskdiag."):
     if not _name.endswith("__main__"):
         importlib.import_module(_name)
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("taskdiag", deadline=None)
+hypothesis.settings.load_profile("taskdiag")
 
 REQUIRED = os.environ.get("TASKDIAG_REQUIRE_KERNEL") == "1"
 ENGINES = ("procfs", "kernel")
