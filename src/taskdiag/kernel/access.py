@@ -11,7 +11,7 @@ What other security modules would add is not asked here: see docs/security.md.
 
 from __future__ import annotations
 
-from .asm import R0, R1, R2, R3, R6, R7, R8, R9, R10
+from .asm import R0, R1, R2, R3, R6, R7, R8, R9, R10, signed32
 from .viewer import CAP_SYS_PTRACE
 
 TYPE_CHECKING = False
@@ -105,7 +105,7 @@ def _may_access(c: Emitter, rule: Rule) -> None:
     ):
         for member in members:
             c.follow(R1, R7, "cred", member)
-            c.jump("!=", R1, _imm(own), "access.stranger", bits=32)
+            c.jump("!=", R1, signed32(own), "access.stranger", bits=32)
     c.mov(R9, 1)
     c.goto("access.memory")
     c.label("access.stranger")
@@ -181,7 +181,7 @@ def _capable(c: Emitter, rule: Rule) -> None:
     _same_namespace(c, rule, R7, "capable.no")
     if not own:
         c.follow(R1, R6, "user_namespace", "owner")
-        c.jump("!=", R1, _imm(rule.euid), "capable.no", bits=32)
+        c.jump("!=", R1, signed32(rule.euid), "capable.no", bits=32)
     c.label("capable.yes")
     c.mov(R0, 1)
     c.exit()
@@ -244,15 +244,9 @@ def _same_namespace(c: Emitter, rule: Rule, namespace: Reg, other: str) -> None:
     c.jump("!=", namespace, R2, other)
     for member, value in (("ns.inum", rule.inum), ("owner", rule.owner)):
         c.follow(R1, namespace, "user_namespace", member)
-        c.jump("!=", R1, _imm(value), other, bits=32)
+        c.jump("!=", R1, signed32(value), other, bits=32)
     # Since v6.18 namespaces have a number that is never given again.
     if c.facts.has_member("user_namespace", "ns.ns_id"):
         c.follow(R1, namespace, "user_namespace", "ns.ns_id")
         c.mov(R2, rule.ns_id)
         c.jump("!=", R1, R2, other)
-
-
-def _imm(value: int) -> int:
-    """A u32 as the signed immediate that has the same 32 bits."""
-    value &= 0xFFFFFFFF
-    return value - (1 << 32) if value & 0x80000000 else value

@@ -37,6 +37,7 @@ __all__ = (
     "Assembler",
     "Code",
     "Reg",
+    "signed32",
 )
 
 #: opcode, registers (destination low, source high), offset, immediate
@@ -181,8 +182,8 @@ class Assembler:
         if high is None:
             value &= 0xFFFFFFFFFFFFFFFF
             value, high = value & 0xFFFFFFFF, value >> 32
-        self._emit(_LD_IMM64, dst, src, 0, _signed(value))
-        self._emit(0, 0, 0, 0, _signed(high))
+        self._emit(_LD_IMM64, dst, src, 0, signed32(value))
+        self._emit(0, 0, 0, 0, signed32(high))
 
     def map(self, dst: Reg, name: str) -> None:
         """``dst`` = the map, as helpers take it."""
@@ -286,6 +287,11 @@ class Assembler:
             raise AsmError(f"no label {name}") from None
 
 
-def _signed(value: int) -> int:
-    """The 32 bits of ``value`` as a signed number, as INSN packs immediates."""
+def signed32(value: int) -> int:
+    """The lower 32 bits of a number as a signed one: as instructions have immediates.
+
+    >>> signed32(0xFFFFFFFE)
+    -2
+    """
+    value &= 0xFFFFFFFF
     return value - (1 << 32) if value & 0x80000000 else value

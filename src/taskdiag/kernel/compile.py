@@ -10,7 +10,7 @@ from __future__ import annotations
 from .. import abi
 from ..abi import NLM_F_MULTI, RESPONSE, Attr, Dump, Show
 from . import access, cmdline, cred, mm, pid, sched, tty, vma
-from .asm import R0, R1, R2, R3, R4, Code
+from .asm import R0, R1, R2, R3, R4, Code, signed32
 from .emit import ARENA, ARENA_LOCALS, FLAGS, FRAME, MM, SIGNAL, TASK, Emitter
 
 TYPE_CHECKING = False
@@ -230,7 +230,7 @@ def prologue(c: Emitter, request: Request) -> None:
 def _header(c: Emitter, seq: int) -> None:
     c.note("nlmsghdr")
     c.put(4, RESPONSE | NLM_F_MULTI << 16, 4)
-    c.put(_SEQ, _imm(seq), 4)
+    c.put(_SEQ, signed32(seq), 4)
     c.put(_PORT, 0, 4)
     c.put(FLAGS, 0, 4)
 
@@ -336,28 +336,17 @@ def _field(c: Emitter, field: abi.Field, at: int) -> None:
 
 def _copy(c: Emitter, field: abi.Field, at: int) -> None:
     """A field that is a member as it stands."""
-    root, _, path = field.kernel.partition("->")
-    base, struct = {"task": (TASK, "task_struct"), "mm": (MM, "mm_struct")}[root]
-    if path.startswith("signal->"):
-        base, struct, path = SIGNAL, "signal_struct", path[len("signal->") :]
+    base, struct, path = c.resolve(field.kernel)
     *hops, last = c.facts.path(struct, path)
     for hop in hops:
         c.load(R4, base, hop.offset)
         base = R4
-    if last.size <= 8 and last.size >= field.size:
+    if last.size <= 8:
         c.load(R0, base, last.offset, last.size)
         if last.size > field.size and field.size == 4:
             c.alu("mov", R0, R0, bits=32)
         c.put(at, R0, field.size)
         return
-    if last.size < field.size:
-        c.load(R0, base, last.offset, last.size)
-        c.put(at, R0, field.size)
-        return
     for index in range(0, field.size, 8):
         c.load(R0, base, last.offset + index, 8)
         c.put(at + index, R0, 8)
-
-
-def _imm(value: int) -> int:
-    return value - (1 << 32) if value & 0x80000000 else value

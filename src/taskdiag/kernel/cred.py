@@ -5,7 +5,7 @@ kernel/cred.c, kernel/user_namespace.c.
 
 from __future__ import annotations
 
-from .asm import R0
+from .asm import R0, signed32
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,16 +33,10 @@ def _translate(c: Emitter, extents: tuple[tuple[int, int, int], ...] | None, ove
     for inside, outside, count in extents:
         other = c.fresh("extent")
         # 32-bit jumps compare with what the immediate's low half says.
-        c.jump("<", R0, _imm(outside), other, bits=32)
-        c.jump(">", R0, _imm(outside + count - 1), other, bits=32)
-        c.alu("add", R0, _imm(inside - outside), bits=32)
+        c.jump("<", R0, signed32(outside), other, bits=32)
+        c.jump(">", R0, signed32(outside + count - 1), other, bits=32)
+        c.alu("add", R0, signed32(inside - outside), bits=32)
         c.goto(done)
         c.label(other)
     c.mov(R0, overflow)
     c.label(done)
-
-
-def _imm(value: int) -> int:
-    """A u32 as the signed immediate that has the same 32 bits."""
-    value &= 0xFFFFFFFF
-    return value - (1 << 32) if value & 0x80000000 else value

@@ -154,12 +154,17 @@ class Emitter(Assembler):
         self.load(dst, base, last.offset, last.size)
         return last.size
 
-    def follow_expression(self, dst: Reg, expression: str) -> int:
-        """The same for an expression from one of the roots, ``task->signal->cutime``."""
+    def resolve(self, expression: str) -> tuple[Reg, str, str]:
+        """Where an expression like ``task->signal->cutime`` starts: register, structure, path."""
         root, _, path = expression.partition("->")
         base, struct = _ROOTS[root]
         if path.startswith("signal->") and root == "task":
             base, struct, path = SIGNAL, "signal_struct", path[8:]
+        return base, struct, path
+
+    def follow_expression(self, dst: Reg, expression: str) -> int:
+        """The same for an expression from one of the roots, ``task->signal->cutime``."""
+        base, struct, path = self.resolve(expression)
         return self.follow(dst, base, struct, path)
 
     def untrusted(self, dst: Reg, src: Reg, struct: str) -> None:
