@@ -32,6 +32,7 @@ from population import (
     new_user_namespace,
     plain_user,
     prctl,
+    refused_to_root,
     set_caps,
     until,
 )
@@ -87,20 +88,6 @@ REQUESTERS: dict[str, Callable[[], Any]] = {
     "powerless-root": powerless_root,
     "user-namespace-root": new_user_namespace,
 }
-
-
-def refused_to_root() -> set[int]:
-    """Tasks that a security module keeps from everyone: the engine does not ask for root."""
-    found = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                os.readlink(f"/proc/{name}/exe")
-            except PermissionError:
-                found.add(int(name))
-            except OSError:
-                pass
-    return found
 
 
 def ask(become: Callable[[], Any], show: str) -> dict[str, list[int]]:
