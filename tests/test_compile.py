@@ -12,7 +12,13 @@ from made_kernel import KFUNCS, NEW, OLD, made, new_kernel, old_kernel
 from taskdiag.abi import GROUPS, Attr, Dump, Field, Show
 from taskdiag.kernel.annotate import Annotator
 from taskdiag.kernel.asm import INSN
-from taskdiag.kernel.compile import CONVERSIONS, FUNCTIONS, Program, compile_request, served
+from taskdiag.kernel.compile import (
+    CONVERSIONS,
+    FUNCTIONS,
+    Program,
+    compile_request,
+    missing_features,
+)
 from taskdiag.kernel.disasm import disassemble
 from taskdiag.kernel.emit import Host
 from taskdiag.kernel.facts import Facts
@@ -48,24 +54,24 @@ def groups_in(program: Program) -> set[str]:
 
 
 def test_a_new_kernel_serves_everything_that_bpf_can() -> None:
-    lacking = {show: why for show, why in served(NEW_KERNEL).items() if why}
+    lacking = {show: why for show, why in missing_features(NEW_KERNEL).items() if why}
     assert set(lacking) == {Show.VMA_STAT}
-    assert list(served(NEW_KERNEL)) == list(Show)
+    assert list(missing_features(NEW_KERNEL)) == list(Show)
 
 
 def test_an_old_kernel_says_what_it_lacks() -> None:
-    lacking = {show: why for show, why in served(OLD_KERNEL).items() if why}
+    lacking = {show: why for show, why in missing_features(OLD_KERNEL).items() if why}
     assert set(lacking) == {Show.VMA_STAT, Show.VMA, Show.STAT, Show.CMDLINE}
     assert "bpf_iter_task_vma_new" in lacking[Show.VMA]
     assert "copy_from_user_task" in lacking[Show.CMDLINE]
     # The sums over threads are not needed for threads.
-    assert not served(OLD_KERNEL, threads=True)[Show.STAT]
+    assert not missing_features(OLD_KERNEL, threads=True)[Show.STAT]
 
 
 def test_counters_per_cpu_need_a_cast() -> None:
     facts = made(NEW, tuple(name for name in KFUNCS if name != "bpf_rdonly_cast"), ())
-    assert "bpf_rdonly_cast" in served(facts)[Show.STATM]
-    assert not served(made(OLD, (), ()))[Show.STATM]
+    assert "bpf_rdonly_cast" in missing_features(facts)[Show.STATM]
+    assert not missing_features(made(OLD, (), ()))[Show.STATM]
 
 
 # --- Programs ---------------------------------------------------------------------------
@@ -83,7 +89,7 @@ def test_counters_per_cpu_need_a_cast() -> None:
 def test_every_request_has_a_program(
     show: Show, strategy: Dump, pid: int, seq: int, level: int, facts: Facts
 ) -> None:
-    lacking = served(facts, threads=strategy in (Dump.ALL_THREAD, Dump.THREAD))
+    lacking = missing_features(facts, threads=strategy in (Dump.ALL_THREAD, Dump.THREAD))
     show = Show(sum(group for group in Show if group & show and not lacking[group]))
     request = Request(show, strategy, pid, seq)
     viewer = Viewer(level, 0xF0000001) if level else Viewer()

@@ -75,9 +75,9 @@ def test_what_the_kernel_engine_can_do_it_is_said_to_do() -> None:
     assert found["engine procfs"].text == "works"
     assert found["programs"].status == "ok"
     assert found["btf"].text.startswith("/sys/kernel/btf/vmlinux, ")
-    from taskdiag.kernel import served
+    from taskdiag.kernel import served_by
 
-    for name, who in served().items():
+    for name, who in served_by().items():
         text = found[f"group {name.lower()}"].text
         assert text.startswith(who), (name, text)
 

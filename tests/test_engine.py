@@ -58,7 +58,7 @@ def test_the_kernel_engine_by_name_insists(monkeypatch: pytest.MonkeyPatch) -> N
     from taskdiag.kernel import engine as kernel
 
     lacking = {**dict.fromkeys(Show, ""), Show.CRED: "a helper (9.9)"}
-    monkeypatch.setattr(kernel, "served", lambda *_, **__: lacking)
+    monkeypatch.setattr(kernel, "missing_features", lambda *_, **__: lacking)
     with pytest.raises(EngineUnavailable, match=r"cannot serve cred by BPF: it lacks a helper"):
         choose("kernel").stream(Request(Show.BASE | Show.CRED))
     assert list(choose("auto").stream(Request(Show.BASE | Show.CRED)))

@@ -30,7 +30,7 @@ from taskdiag.errors import EngineUnavailable
 from taskdiag.kernel import KernelEngine, bpf, compile
 from taskdiag.kernel import engine as module
 from taskdiag.kernel.asm import R0, R10
-from taskdiag.kernel.compile import served
+from taskdiag.kernel.compile import missing_features
 from taskdiag.kernel.emit import Emitter
 from test_environments import ONLY_BPF, PID_NAMESPACE, execute, interpreter
 
@@ -233,7 +233,7 @@ def test_killed_at_any_moment_nothing_stays_loaded(
         assert reader.stdout.readline() == b"reading\n"
         objects = objects_of(reader.pid)
         assert any(command == _PROG_GET_FD_BY_ID for command, _ in objects)
-        if not served(engine.facts)[Show.VMA]:
+        if not missing_features(engine.facts)[Show.VMA]:
             assert any(command == _MAP_GET_FD_BY_ID for command, _ in objects)
         if how == "paused":
             assert all(loaded(*item) for item in objects)
@@ -419,9 +419,9 @@ def test_who_insists_is_told_what_is_missing(
     engine: KernelEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lacking(*args: Any, **options: Any) -> dict[Show, str]:
-        return {**served(*args, **options), Show.CMDLINE: "a good will"}
+        return {**missing_features(*args, **options), Show.CMDLINE: "a good will"}
 
-    monkeypatch.setattr(module, "served", lacking)
+    monkeypatch.setattr(module, "missing_features", lacking)
     insistent = KernelEngine(insist=True)
     with pytest.raises(EngineUnavailable, match="cannot serve cmdline by BPF: it lacks a good"):
         insistent.stream(Request(Show.BASE | Show.CMDLINE))

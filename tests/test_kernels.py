@@ -43,15 +43,12 @@ def test_the_table_is_what_the_engine_says_of_this_kernel() -> None:
     open_engine("kernel")
     from taskdiag import kernel
 
-    served = getattr(kernel, "served", None)
-    if served is None:
-        pytest.skip("taskdiag.kernel does not say yet what it serves")
     running = version(platform.release())
     expected = {
         group: "bpf" if since is not None and running >= since else "procfs"
         for group, since in table().items()
     }
-    assert served() == expected
+    assert kernel.served_by() == expected
 
 
 @pytest.mark.parametrize(

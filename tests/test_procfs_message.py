@@ -15,7 +15,7 @@ from population import Population, zombie
 from taskdiag import Show
 from taskdiag.errors import EngineUnavailable
 from taskdiag.netlink import pack_task
-from taskdiag.procfs import together
+from taskdiag.procfs import pair
 from taskdiag.procfs.plan import Plan, plan_for
 from taskdiag.procfs.reader import Directory, Vanished, open_procfs
 from taskdiag.procfs.task import read_directory, read_message
@@ -168,8 +168,8 @@ def test_no_file_of_a_task_that_took_the_number(root: int, monkeypatch: pytest.M
             path = "self/stat"
         return real(path, flags, dir_fd=dir_fd)
 
-    monkeypatch.setattr(together, "_open", open_late)
+    monkeypatch.setattr(pair, "_open", open_late)
     before = os.listdir("/proc/self/fd")
     with pytest.raises(Vanished):
-        together.read_together(root, str(pid), "status", "stat", False)
+        pair.read_pair(root, str(pid), "status", "stat", False)
     assert os.listdir("/proc/self/fd") == before

@@ -23,9 +23,9 @@ from taskdiag.abi import GROUPS, Attr
 from taskdiag.cli import ps as command
 from taskdiag.errors import RequestError
 from taskdiag.netlink import pack_task
+from taskdiag.terminal import cells, clean, clip
 from taskdiag.views.columns import COLUMNS, column
 from taskdiag.views.ps import Table
-from taskdiag.views.terminal import cells, clean, clip
 
 ENVIRONMENT = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "TZ": "UTC"}
 

@@ -29,7 +29,7 @@ from taskdiag.service import ServiceEngine
 from taskdiag.service.protocol import reply, reply_error, socket_path
 from taskdiag.service.sockets import activated, notify
 from taskdiag.service.streams import Slots, Stream
-from taskdiag.service.turns import Turns
+from taskdiag.service.workers import WorkerPool
 
 __all__ = ("service",)
 
@@ -166,31 +166,31 @@ def test_streams_hold_back_the_end() -> None:
 
 def test_turns_are_fair() -> None:
     """However long one user's line is, the other's first piece is at most one turn away."""
-    turns = Turns(1, 1)
+    pool = WorkerPool(1, 1)
     order: list[str] = []
     hold, done = threading.Event(), threading.Event()
-    turns.add("a", hold.wait)
+    pool.add("a", hold.wait)
     for _ in range(50):
-        turns.add("a", lambda: order.append("a"))
+        pool.add("a", lambda: order.append("a"))
     for _ in range(3):
-        turns.add("b", lambda: order.append("b"))
-    turns.add("b", done.set)
+        pool.add("b", lambda: order.append("b"))
+    pool.add("b", done.set)
     hold.set()
     assert done.wait(10)
     assert order.index("b") <= 1
     assert "".join(order[:7]).count("b") == 3
-    assert turns.end(5)
+    assert pool.end(5)
 
 
 def test_turns_leave_workers_for_others() -> None:
-    turns = Turns(3, 2)
+    pool = WorkerPool(3, 2)
     hold, done = threading.Event(), threading.Event()
     for _ in range(10):
-        turns.add("a", hold.wait)
-    turns.add("b", done.set)
+        pool.add("a", hold.wait)
+    pool.add("b", done.set)
     assert done.wait(10)
     hold.set()
-    assert turns.end(5)
+    assert pool.end(5)
 
 
 def test_slots() -> None:

@@ -296,9 +296,9 @@ def why_not(what: str, error: OSError) -> tuple[str, str]:
 
 def groups(facts: Facts, works: bool) -> Iterator[Finding]:
     """Who serves each group: tried, if ``works`` says that programs can be loaded."""
-    from .kernel.compile import served
+    from .kernel.compile import missing_features
 
-    lacking = served(facts)
+    lacking = missing_features(facts)
     for show in Show:
         check = f"group {str(show.name).lower()}"
         why = lacking[show]

@@ -46,7 +46,7 @@ def choose(name: str | None = None, *, read_ahead: bool = False) -> Engine:
     but for VMA_STAT, which no kernel can give otherwise.
 
     With ``read_ahead`` a thread reads what comes next while the caller works, for
-    engines whose answer is made by someone else (:mod:`taskdiag.ahead`).
+    engines whose answer is made by someone else (:mod:`taskdiag.readahead`).
 
     Raises RequestError for an unknown name, EngineUnavailable if an engine asked for
     by name cannot work here.

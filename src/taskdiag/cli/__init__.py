@@ -113,7 +113,7 @@ def complain(message: str) -> None:
     """One sentence on standard error, safe to show on a terminal."""
     from contextlib import suppress
 
-    from ..views.terminal import clean
+    from ..terminal import clean
 
     raw = clean(os.fsencode(f"taskdiag: {message}")) + b"\n"
     with suppress(OSError):  # Somebody may be left to be told, or nobody.

@@ -6,7 +6,7 @@ import os
 
 from ..doctor import Finding, engine_of, examine
 from ..errors import RequestError
-from ..views.terminal import clean
+from ..terminal import clean
 from .output import write
 
 __all__ = ("run",)

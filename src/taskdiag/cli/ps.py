@@ -16,9 +16,9 @@ from ..abi import Dump
 from ..engine import choose
 from ..errors import NoSuchProcess, RequestError
 from ..request import Request
+from ..terminal import terminal_width
 from ..views.columns import COLUMNS, Column, column, kind_of, numeric
 from ..views.ps import Table
-from ..views.terminal import terminal_width
 from .output import write, write_all
 
 TYPE_CHECKING = False

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from .engine import KernelEngine
 
-__all__ = ("KernelEngine", "served")
+__all__ = ("KernelEngine", "served_by")
 
 
-def served() -> dict[str, str]:
+def served_by() -> dict[str, str]:
     """Who serves each group on the running kernel: "bpf" or "procfs", by the group's name.
 
-    >>> served()["VMA_STAT"]
+    >>> served_by()["VMA_STAT"]
     'procfs'
 
-    Says what the kernel has, not what this user may do with it; `compile.served` gives
+    Says what the kernel has, not what this user may do with it; `compile.missing_features` gives
     the reasons.  Raises EngineUnavailable if the kernel has no BTF.
     """
-    from .compile import served as lacking
+    from .compile import missing_features
     from .facts import Facts
 
-    groups = lacking(Facts.live()).items()
+    groups = missing_features(Facts.live()).items()
     return {str(show.name): "procfs" if why else "bpf" for show, why in groups}

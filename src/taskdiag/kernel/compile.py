@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .facts import Facts
     from .viewer import Viewer
 
-__all__ = ("FUNCTIONS", "Program", "compile_request", "prologue", "served")
+__all__ = ("FUNCTIONS", "Program", "compile_request", "missing_features", "prologue")
 
 _HEAD = abi.MSG.size
 _LEN, _SEQ, _PORT, _PID, _TGID = 0, 8, 12, 16, 20
@@ -72,7 +72,7 @@ class Program:
         self.size = size
 
 
-def served(facts: Facts, *, threads: bool = False) -> dict[Show, str]:
+def missing_features(facts: Facts, *, threads: bool = False) -> dict[Show, str]:
     """Which groups this kernel serves by BPF, and for the others why not.
 
     The value is "" for a group that is served, else what is missing; ``threads`` asks
@@ -96,7 +96,7 @@ def compile_request(
     *,
     numbered: bool = False,
 ) -> Program:
-    """Make the program for a request, all of whose groups must be `served`.
+    """Make the program for a request, all of whose groups must be ones that this kernel serves.
 
     ``host`` must have ``per_cpu`` for STATM, ``special_ops`` and ``gate`` for VMA.
     ``emitter`` may be one that takes down more about the code (`annotate`).  With

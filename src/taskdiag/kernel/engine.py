@@ -13,13 +13,13 @@ import sys
 from itertools import chain
 
 from ..abi import Dump, Show
-from ..ahead import ahead
 from ..capability import CAP_SYS_PTRACE, effective
 from ..errors import EngineUnavailable, NoSuchProcess
 from ..netlink import in_order
+from ..readahead import readahead
 from ..request import Request
 from . import bpf, mm, probe, vma
-from .compile import compile_request, served
+from .compile import compile_request, missing_features
 from .emit import ARENA_SIZE, Host
 from .facts import Facts
 from .viewer import INIT_PID_NS, INIT_USER_NS, Viewer
@@ -230,7 +230,7 @@ class KernelEngine:
 
     def _elsewhere(self, request: Request) -> Show:
         """The groups that procfs must serve, with VMA wherever VMA_STAT lies in it."""
-        lacking = served(self.facts, threads=request.threads)
+        lacking = missing_features(self.facts, threads=request.threads)
         missing = Show(0)
         for group, why in lacking.items():
             if request.show & group and why:
@@ -275,13 +275,13 @@ class KernelEngine:
         program = compile_request(request, self.facts, viewer, self.host, numbered=numbered)
         return key, self._insert(program)
 
-    def _look(self, tid: int) -> bytes:
-        """What `guard` says of a thread, by its number in this process' pid namespace."""
-        loaded = self._idle.pop("look", None)
+    def _check(self, tid: int) -> bytes:
+        """What `recheck` says of a thread, by its number in this process' pid namespace."""
+        loaded = self._idle.pop("check", None)
         if loaded is None:
-            from .guard import look_program
+            from .recheck import check_program
 
-            loaded = self._insert(look_program(self.facts, self._view()))
+            loaded = self._insert(check_program(self.facts, self._view()))
         try:
             fd = loaded.iterate(tid=tid)
             try:
@@ -289,11 +289,11 @@ class KernelEngine:
             finally:
                 os.close(fd)
         finally:
-            self._keep("look", loaded)
+            self._keep("check", loaded)
 
     def prepare(self, show: Show) -> None:
         """Find out beforehand what these groups need to know of `host`."""
-        for group, why in served(self.facts).items():
+        for group, why in missing_features(self.facts).items():
             if why:
                 show &= ~group
         self._ask_about(show)
@@ -371,15 +371,15 @@ class KernelEngine:
         whole = False
         chunks = loaded.read(run.fd, _FILLS if self._read_ahead else 1)
         if self._read_ahead:
-            chunks = ahead(chunks)
+            chunks = readahead(chunks)
         numbered = self._view().foreign and loaded.deferred is not None
         try:
             for data, deferred in chunks:
                 if elsewhere or numbered or deferred:
-                    from .merge import complete
+                    from .completion import complete
 
-                    look = None if self._own else self._look
-                    data = complete(data, request, elsewhere, look)
+                    check = None if self._own else self._check
+                    data = complete(data, request, elsewhere, check)
                 if data:
                     yield data
             whole = True
@@ -461,10 +461,10 @@ def _narrowed(request: Request, viewer: Viewer) -> dict[str, int]:
 
 
 def _with_init(chunks: Iterator[bytes], request: Request) -> Iterator[bytes]:
-    """The same chunks, with process 1 if the kernel hides it; see `merge.with_init`."""
+    """The same chunks, with process 1 if the kernel hides it; see `completion.with_init`."""
     first = next(chunks, b"")
     if first[16:20] != _PID_1:
-        from .merge import with_init
+        from .completion import with_init
 
         yield from with_init(chain((first,), chunks), request)
     else:

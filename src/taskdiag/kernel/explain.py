@@ -14,7 +14,7 @@ from ..capability import effective
 from ..request import Request
 from . import mm, vma
 from .annotate import Annotator
-from .compile import Program, compile_request, served
+from .compile import Program, compile_request, missing_features
 from .disasm import listing
 from .emit import Host
 from .viewer import CAP_SYS_PTRACE, INIT_PID_NS, INIT_USER_NS, Rule, Viewer
@@ -45,7 +45,7 @@ def explain(request: Request, facts: Facts) -> Iterator[str]:
     Raises EngineUnavailable if the kernel has no BTF, BtfError if it lacks a structure
     that a group is read from.
     """
-    lacking = served(facts, threads=request.threads)
+    lacking = missing_features(facts, threads=request.threads)
     elsewhere = Show(0)
     yield f"; {_WHICH[request.strategy].format(pid=request.pid)}: {_names(request.show)}"
     for group in _groups(request.show):

@@ -9,10 +9,10 @@ from ..abi import Attr
 from ..netlink import pack_task
 from . import access, cmdline, maps, stat
 from .comm import COMM_MAX, kernel_comm, needs_care
+from .pair import read_pair
 from .plan import plan_for, statistics
 from .reader import Changed, Directory, Malformed, Refused, Vanished, open_procfs
 from .status import unescape
-from .together import read_together
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,10 +62,10 @@ def read_message(
     if plan.messages:
         try:
             if plan.status is None:
-                status, stat = b"", read_together(root, where, "stat", "", ask)[0]
+                status, stat = b"", read_pair(root, where, "stat", "", ask)[0]
             else:
                 second = "stat" if plan.stat else ""
-                status, stat = read_together(root, where, "status", second, ask)
+                status, stat = read_pair(root, where, "status", second, ask)
         except Vanished:
             return None
         for make in plan.messages:

@@ -14,7 +14,7 @@ from ..errors import (
     RequestError,
     UnsupportedRequest,
 )
-from ..kernel import KernelEngine, guard, merge
+from ..kernel import KernelEngine, completion, recheck
 from ..kernel.bpf import BpfError
 from ..kernel.facts import Facts
 from ..kernel.identity import Reader
@@ -31,7 +31,7 @@ __all__ = ("Backend", "Lease", "errno_of")
 
 # What the kernel engine imports when it is first needed is imported now: the package may
 # be replaced on disk by another version while the service runs.
-_ = guard, merge
+_ = completion, recheck
 
 #: Engines kept, each with the programs of one kind of viewer; and how many for one user.
 _ENGINES, _ENGINES_EACH = 128, 8

@@ -11,7 +11,6 @@ import errno
 import os
 from struct import Struct
 
-from ..ahead import ahead
 from ..errors import (
     AccessDenied,
     EngineUnavailable,
@@ -20,6 +19,7 @@ from ..errors import (
     UnsupportedRequest,
 )
 from ..netlink import rechunk
+from ..readahead import readahead
 from .protocol import reply_error, socket_path
 
 TYPE_CHECKING = False
@@ -71,7 +71,7 @@ class ServiceEngine:
         only if the service ends before its answer does.
         """
         chunks = _chunks(self._ask(request))
-        return ahead(chunks) if self._read_ahead else chunks
+        return readahead(chunks) if self._read_ahead else chunks
 
     def _ask(self, request: Request) -> int:
         """The descriptor to read the answer from."""

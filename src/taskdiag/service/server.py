@@ -1,7 +1,7 @@
 """The server: connections in, descriptors out.
 
 One thread waits for all sockets and pipes and knows who is connected; workers read the
-requests, in turns of users (`turns`), and make the answers.  Where one iterator of the
+requests, in turns of users (`workers`), and make the answers.  Where one iterator of the
 kernel is the whole answer, the client gets just that and reads it by itself; else a
 pipe (`streams`).
 """
@@ -26,7 +26,7 @@ from .backend import Backend, errno_of
 from .protocol import MOST_REQUEST, reply
 from .sockets import Listener, notify
 from .streams import Slots, Stream
-from .turns import Turns
+from .workers import WorkerPool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,14 +140,14 @@ class Server:
         self._slots = Slots(self.limits.streams, self.limits.streams_each)
         self._stopping = False
         self._swept = time.monotonic()
-        self._turns: Turns | None = None
+        self._workers: WorkerPool | None = None
         self._silent_until = 0.0
 
     # --- The main thread ------------------------------------------------------------
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; the exit status."""
-        self._turns = Turns(self.limits.workers, self.limits.workers_each)
+        self._workers = WorkerPool(self.limits.workers, self.limits.workers_each)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         signal.set_wakeup_fd(self._bell[1].fileno(), warn_on_full_buffer=False)
@@ -267,7 +267,7 @@ class Server:
         return False
 
     def _connection_ready(self, connection: _Connection, events: int) -> None:
-        assert self._turns is not None
+        assert self._workers is not None
         if connection.busy:
             return
         if events & (select.EPOLLHUP | select.EPOLLERR):
@@ -275,13 +275,13 @@ class Server:
             return
         connection.busy = True
         work = self._send_again if connection.pending is not None else self._serve
-        self._turns.add(connection.user, lambda: self._guarded(work, connection))
+        self._workers.add(connection.user, lambda: self._guarded(work, connection))
 
     def _stream_ready(self, job: _Job) -> None:
-        assert self._turns is not None
+        assert self._workers is not None
         del self._jobs[job.stream.writer]
         self._epoll.unregister(job.stream.writer)
-        self._turns.add(job.user, lambda: self._go_on(job))
+        self._workers.add(job.user, lambda: self._go_on(job))
 
     def _close(self, connection: _Connection) -> None:
         """Forget a connection that no worker is at."""
@@ -312,7 +312,7 @@ class Server:
     def _end(self) -> None:
         """Stop serving: what is being written is cut off, and looks so."""
         self.listener.close()
-        done = self._turns is None or self._turns.end(0.5)
+        done = self._workers is None or self._workers.end(0.5)
         if not done:
             # A worker is held up in the kernel; the end of the process frees everything.
             os._exit(0)
@@ -383,8 +383,8 @@ class Server:
 
     def _stream(self, connection: _Connection, data: bytes, request: Request, lease: Lease) -> None:
         """Called with a slot, by whoever had it to give: leave the work to a worker."""
-        assert self._turns is not None
-        self._turns.add(
+        assert self._workers is not None
+        self._workers.add(
             connection.user,
             lambda: self._guarded(
                 lambda _: self._begin(connection, data, request, lease), connection
@@ -426,9 +426,9 @@ class Server:
 
     def _settle(self, job: _Job, more: bool | None) -> None:
         """What comes next for a stream: waiting for its reader, another turn, the end."""
-        assert self._turns is not None
+        assert self._workers is not None
         if more:
-            self._turns.add(job.user, lambda: self._go_on(job))
+            self._workers.add(job.user, lambda: self._go_on(job))
         elif more is None:
             self._post(lambda: self._watch(job))
         else:
@@ -494,7 +494,7 @@ def _close_fd(fd: int) -> None:
 
 def log(message: str) -> None:
     """One line on standard error, without a stranger's control characters."""
-    from ..views.terminal import clean
+    from ..terminal import clean
 
     line = clean(os.fsencode(f"taskdiag serve: {message}")) + b"\n"
     with contextlib.suppress(OSError):

@@ -105,12 +105,12 @@ class Slots:
         self._lock = threading.Lock()
         self._held: dict[Hashable, int] = {}
         self._waiting: dict[Hashable, deque[Callable[[], None]]] = {}
-        self._turns: deque[Hashable] = deque()
+        self._workers: deque[Hashable] = deque()
 
     @property
     def wanted(self) -> bool:
         """Whether somebody waits."""
-        return bool(self._turns)
+        return bool(self._workers)
 
     def take(self, user: Hashable, work: Callable[[], None]) -> None:
         """Call ``work`` with a slot: now, or when one is free and it is the user's turn."""
@@ -119,7 +119,7 @@ class Slots:
                 line = self._waiting.get(user)
                 if line is None:
                     line = self._waiting[user] = deque()
-                    self._turns.append(user)
+                    self._workers.append(user)
                 line.append(work)
                 return
             self._held[user] = self._held.get(user, 0) + 1
@@ -139,15 +139,15 @@ class Slots:
         return sum(self._held.values()) < self._most and self._held.get(user, 0) < self._each
 
     def _next(self) -> Callable[[], None] | None:
-        for _ in range(len(self._turns)):
-            user = self._turns.popleft()
+        for _ in range(len(self._workers)):
+            user = self._workers.popleft()
             if not self._may(user):
-                self._turns.append(user)
+                self._workers.append(user)
                 continue
             line = self._waiting[user]
             work = line.popleft()
             if line:
-                self._turns.append(user)
+                self._workers.append(user)
             else:
                 del self._waiting[user]
             self._held[user] = self._held.get(user, 0) + 1

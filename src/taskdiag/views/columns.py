@@ -13,7 +13,7 @@ import os
 import time
 
 from ..errors import RequestError
-from .terminal import cells, clean, clip
+from ..terminal import cells, clean, clip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -36,8 +36,8 @@ from struct import Struct
 from .. import abi
 from ..abi import GROUPS, MSG, MSG_FLAG_CONT, NLM_F_MULTI, RESPONSE, Attr, Show, align
 from ..errors import DecodeError
+from ..terminal import cells, clean, clip
 from .columns import Column, constants
-from .terminal import cells, clean, clip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Completing the kernel's messages with groups that procfs serves.
 
-Used where this kernel lacks a piece (see `compile.served`), and for single tasks that
+Used where this kernel lacks a piece (see `compile.missing_features`), and for single tasks that
 a program left unfinished: a command line or mappings beyond what one message holds.
 """
 
@@ -14,7 +14,7 @@ from ..errors import EngineUnavailable
 from ..netlink import attributes, in_order, messages, pack_task
 from ..procfs import attributes as procfs_attributes
 from ..procfs import open_procfs
-from .guard import LOOK
+from .recheck import CHECK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
     from ..procfs.task import Answer
     from ..request import Request
 
-    #: Asks the kernel about a thread, by its number here: a LOOK of `guard`, or b"".
-    Look = Callable[[int], bytes]
+    #: Asks the kernel about a thread, by its number here: a CHECK of `recheck`, or b"".
+    Check = Callable[[int], bytes]
 
 __all__ = ("complete", "with_init")
 
 
-def complete(data: bytes, request: Request, elsewhere: Show, look: Look | None = None) -> bytes:
+def complete(data: bytes, request: Request, elsewhere: Show, check: Check | None = None) -> bytes:
     """The same messages with the groups of ``elsewhere`` in all of them, and whatever is
     lacking in those that a program deferred.  Tasks that are gone by now are left out.
 
-    ``look`` is for viewers who may see less than this process, see `guard`.
+    ``check`` is for viewers who may see less than this process, see `recheck`.
 
     Raises EngineUnavailable if /proc is not there to complete them from.
     """
     proc = _procfs()
     try:
-        return b"".join(_messages(data, request, elsewhere, proc, look))
+        return b"".join(_messages(data, request, elsewhere, proc, check))
     finally:
         os.close(proc)
 
 
 def _messages(
-    data: bytes, request: Request, elsewhere: Show, proc: int, look: Look | None
+    data: bytes, request: Request, elsewhere: Show, proc: int, check: Check | None
 ) -> list[bytes]:
     done = []
     at = 0
@@ -62,10 +62,10 @@ def _messages(
                 if request.show & group and Attr[str(group.name)] not in had:
                     wanted |= group
         if wanted:
-            if look is None:
+            if check is None:
                 answer = procfs_attributes(tgid, pid, wanted, not request.threads, proc)
             else:
-                answer = _guarded((port or pid, pid, tgid), wanted, request, proc, look)
+                answer = _checked((port or pid, pid, tgid), wanted, request, proc, check)
             if answer is not None:
                 attrs, vmas = answer
                 plain = sorted(found + attrs, key=lambda item: ORDER.index(Attr(item[0])))
@@ -81,22 +81,22 @@ def _unnumbered(data: bytes, at: int, length: int) -> bytes:
     return data[at : at + 12] + bytes(4) + data[at + 16 : at + length]
 
 
-def _guarded(
-    numbers: tuple[int, int, int], wanted: Show, request: Request, proc: int, look: Look
+def _checked(
+    numbers: tuple[int, int, int], wanted: Show, request: Request, proc: int, check: Check
 ) -> Answer | None:
     """The attributes of a task that is the viewer's to see before and after they are read.
 
     ``numbers`` is its own in our pid namespace, then pid and tgid in the viewer's.
     """
     tid, *seen = numbers
-    before = look(tid)
+    before = check(tid)
     if not before:
         return None
-    pid, tgid, _, _, process = LOOK.unpack(before)
+    pid, tgid, _, _, process = CHECK.unpack(before)
     if [pid, tgid] != seen:
         return None
     answer = procfs_attributes(process, tid, wanted, not request.threads, proc)
-    return answer if look(tid) == before else None
+    return answer if check(tid) == before else None
 
 
 def with_init(chunks: Iterable[bytes], request: Request) -> Iterator[bytes]:

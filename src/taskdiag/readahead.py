@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-__all__ = ("ahead",)
+__all__ = ("readahead",)
 
 #: Chunks that may lie ready; each is at most some 64 KiB.
 _MOST = 256
@@ -25,10 +25,10 @@ _MOST = 256
 _SWITCH = 1e-6
 
 
-def ahead(chunks: Iterator[T]) -> Generator[T, None, None]:
+def readahead(chunks: Iterator[T]) -> Generator[T, None, None]:
     """The same chunks, read by a thread of their own.
 
-    >>> list(ahead(iter([b"a", b"b"])))
+    >>> list(readahead(iter([b"a", b"b"])))
     [b'a', b'b']
 
     What reading raises is raised here, after the chunks before it.  With a single CPU

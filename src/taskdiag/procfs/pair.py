@@ -10,13 +10,13 @@ import os
 from . import access
 from .reader import BLOCK, Directory, explain
 
-__all__ = ("read_together",)
+__all__ = ("read_pair",)
 
 _open, _read, _close = os.open, os.read, os.close
 _READ = os.O_RDONLY | os.O_CLOEXEC
 
 
-def read_together(root: int, where: str, first: str, second: str, ask: bool) -> tuple[bytes, bytes]:
+def read_pair(root: int, where: str, first: str, second: str, ask: bool) -> tuple[bytes, bytes]:
     """At most `BLOCK` bytes of each of two files of one task; of one if ``second`` is empty.
 
     ``first`` is opened first and read last.  An open file stays with the task that had the

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Work = Callable[[], None]
 
-__all__ = ("Turns",)
+__all__ = ("WorkerPool",)
 
 
 class _Line:
@@ -29,7 +29,7 @@ class _Line:
         self.work: deque[Work] = deque()
 
 
-class Turns:
+class WorkerPool:
     """Worker threads that serve users in turn.
 
     ``each`` is the most workers that one user has at a time.

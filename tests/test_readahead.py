@@ -8,16 +8,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from taskdiag.ahead import ahead
+from taskdiag.readahead import readahead
 
 
 def test_all_chunks_in_order() -> None:
     chunks = [b"%d" % number for number in range(2000)]
-    assert list(ahead(iter(chunks))) == chunks
+    assert list(readahead(iter(chunks))) == chunks
 
 
 def test_nothing() -> None:
-    assert list(ahead(iter([]))) == []
+    assert list(readahead(iter([]))) == []
 
 
 def test_what_reading_raises_comes_after_what_was_read() -> None:
@@ -25,7 +25,7 @@ def test_what_reading_raises_comes_after_what_was_read() -> None:
         yield b"one"
         raise OSError("no more")
 
-    found = ahead(failing())
+    found = readahead(failing())
     assert next(found) == b"one"
     with pytest.raises(OSError, match="no more"):
         next(found)
@@ -42,7 +42,7 @@ def test_the_reader_is_done_when_the_taker_stops() -> None:
             time.sleep(0.001)
             yield b"chunk"
 
-    found = ahead(slow())
+    found = readahead(slow())
     assert next(found) == b"chunk"
     found.close()
     seen = reading
@@ -52,4 +52,4 @@ def test_the_reader_is_done_when_the_taker_stops() -> None:
 
 def test_a_single_cpu_reads_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    assert list(ahead(iter([b"a", b"b"]))) == [b"a", b"b"]
+    assert list(readahead(iter([b"a", b"b"]))) == [b"a", b"b"]

@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from .facts import Facts
     from .viewer import Viewer
 
-__all__ = ("LOOK", "look_program")
+__all__ = ("CHECK", "check_program")
 
 #: pid and tgid as the viewer numbers them; start in ns; count of execve calls; the number
 #: of the process in the pid namespace that the iterator walks.
-LOOK = Struct("=IIQQI4x")
+CHECK = Struct("=IIQQI4x")
 
 
-def look_program(facts: Facts, viewer: Viewer) -> Program:
-    """Writes a LOOK about the task, if the viewer may see it."""
-    c = Emitter(facts, viewer, threads=True, size=LOOK.size, arena=False, host=Host())
+def check_program(facts: Facts, viewer: Viewer) -> Program:
+    """Write a CHECK about the task, if the viewer may see it."""
+    c = Emitter(facts, viewer, threads=True, size=CHECK.size, arena=False, host=Host())
     prologue(c, Request(0, Dump.ALL_THREAD))
-    c.note("look")
+    c.note("check")
     pid.tgid_nr(c)
     c.put(4, R0, 4)
     for off, member in ((8, "start_boottime"), (16, "self_exec_id")):
@@ -45,7 +45,7 @@ def look_program(facts: Facts, viewer: Viewer) -> Program:
     pid.pid_nr(c)
     c.jump("==", R0, 0, "skip")
     c.put(0, R0, 4)
-    c.write(LOOK.size)
+    c.write(CHECK.size)
     c.label("skip")
     c.mov(R0, 0)
     c.exit()
