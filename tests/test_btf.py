@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskdiag.errors import EngineUnavailable, TaskdiagError
+from taskdiag.errors import EngineUnavailable
 from taskdiag.kernel.btf import VMLINUX, Btf, BtfError, NotFound, parse_path
+from taskdiag.kernel.btf.paths import member_names
 from taskdiag.kernel.btf_build import BtfBuilder
 from taskdiag.kernel.member import Member
 
@@ -217,11 +218,11 @@ def test_paths_follow_pointers() -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("sigal", "struct task_struct has no member 'sigal'; near it: signal"),
-        ("signal->pidz", r"struct signal_struct has no member 'pidz' \(in 'signal->pidz'\); near it: pids"),  # noqa: E501
+        ("sigal", "struct task_struct has no member 'sigal'; similar names: signal"),
+        ("signal->pidz", r"struct signal_struct has no member 'pidz' \(in 'signal->pidz'\); similar names: pids"),  # noqa: E501
         ("pid.x", "'pid' in 'pid.x' has no members"),
         ("signal->pids[PIDTYPE_X]", "no enumerator 'PIDTYPE_X'"),
-        ("thread_pid->numbers[0].ns->x", "declared but nowhere defined"),
+        ("thread_pid->numbers[0].ns->x", "declared but not defined"),
         ("parent->x", "has no members"),
     ],
 )  # fmt: skip
@@ -245,8 +246,8 @@ def test_what_is_not_there_is_named(path: str, message: str) -> None:
         ("9a", "expected a member's name"),
         ("a" * 2000, "2000 characters"),
         (".".join("a" * 40), "more than 32 steps"),
-        ("pid->x", "'pid' is no pointer"),
-        ("pid[0]", "'pid' is no array"),
+        ("pid->x", "'pid' is not a pointer"),
+        ("pid[0]", "'pid' is not an array"),
         ("comm[1x]", "neither a number nor a name"),
         ("thread_pid->numbers[99999999999]", "out of range"),
     ],
@@ -461,17 +462,21 @@ def test_headers_that_are_wrong_say_where() -> None:
 
     for blob, message in (
         (patched(0, struct.pack("=H", 0x9FEB)), "other byte order"),
-        (patched(0, b"\x7fE"), "magic"),
+        (patched(0, b"\x7fE"), "not BTF: magic number 0x457f"),
         (patched(2, b"\x02"), "version 2"),
-        (patched(4, struct.pack("=I", 8)), "header of 8"),
-        (patched(12, struct.pack("=I", 1 << 31)), "types at"),
-        (patched(20, struct.pack("=I", 1 << 31)), "strings at"),
+        (patched(4, struct.pack("=I", 8)), "header has 8"),
+        (patched(8, struct.pack("=I", 1)), "types are not aligned"),
+        (patched(12, struct.pack("=I", 1 << 31)), "types end at"),
+        (patched(20, struct.pack("=I", 1 << 31)), "strings end at"),
+        (b"", "it is empty"),
+        (good[:23], "23 bytes are too short"),
         (good[:-1] + b"x", "NUL"),
     ):
         with pytest.raises(BtfError, match=message):
             Btf(blob)
-    assert issubclass(BtfError, TaskdiagError)
     assert issubclass(BtfError, ValueError)
+    # So that another engine answers where no program can be made.
+    assert issubclass(BtfError, EngineUnavailable)
 
 
 def test_an_unknown_kind_is_named() -> None:
@@ -553,7 +558,7 @@ def test_live_kernel_has_what_every_kernel_has(live: Btf) -> None:
 def offsets_of_every_member(btf: Btf, name: str) -> dict[str, int]:
     """What C could take offsetof of: members by name, anonymous ones looked into."""
     found = {}
-    for member in btf._all_members(btf.type_id("struct", name)):
+    for member in member_names(btf, btf.type_id("struct", name)):
         place = btf.member(f"struct {name}", member)
         if not place.bit_size:
             found[member] = place.offset

@@ -97,7 +97,7 @@ def test_the_second_start_reads_no_btf(folder: Path) -> None:
     answers = ask_everything(first)
     assert answers[4] == small_btf().path("task_struct", "signal->nr_threads")
     assert answers[7:10] == [False, True, False]
-    assert "near it: signal" in str(answers[12])
+    assert "similar names: signal" in str(answers[12])
     assert source.loads == 1
     first.save()
 
