@@ -8,12 +8,14 @@ import stat
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from conftest import missing, open_engine
 from taskdiag.errors import EngineUnavailable
 from taskdiag.kernel import cache as cache_module
 from taskdiag.kernel.btf import VMLINUX, Btf, BtfError, NotFound
@@ -23,14 +25,18 @@ from taskdiag.kernel.facts import Facts, build_id, identify
 from taskdiag.kernel.member import Member
 
 
-def small_btf() -> Btf:
+def small_blob() -> bytes:
     b = BtfBuilder()
     i32 = b.integer("int", 4, signed=True)
     signal_struct = b.struct("signal_struct", 8, [("nr_threads", i32, 32)])
     task = b.struct("task_struct", 16, [("pid", i32, 0), ("signal", b.ptr(signal_struct), 64)])
     b.enum("pid_type", [("PIDTYPE_PID", 0), ("PIDTYPE_SID", 3)])
     b.func("bpf_iter_task", b.func_proto(i32, [("task", b.ptr(task))]))
-    return Btf(b.blob())
+    return b.blob()
+
+
+def small_btf() -> Btf:
+    return Btf(small_blob())
 
 
 class Source:
@@ -600,6 +606,99 @@ def test_identity_differs_when_the_types_do(tmp_path: Path) -> None:
 def test_no_btf_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(EngineUnavailable, match="does not describe its types"):
         Facts.live(str(tmp_path / "vmlinux"))
+
+
+def test_an_unreadable_file_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for path, why in (
+        (tmp_path, "Is a directory"),
+        (file / "vmlinux", "Not a directory"),
+        (loop, "Too many levels of symbolic links"),
+    ):
+        with pytest.raises(EngineUnavailable, match=f"^cannot read {path}: {why}$"):
+            Facts.live(str(path))
+
+
+@pytest.mark.root
+def test_a_file_that_this_user_may_not_read_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "vmlinux"
+    path.write_bytes(small_blob())
+    path.chmod(0o600)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(EngineUnavailable, match=f"^cannot read {path}: Permission denied$"):
+            Facts.live(str(path))
+    finally:
+        os.seteuid(0)
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda blob: b"",
+    "cut in the header": lambda blob: blob[:10],
+    "cut in the types": lambda blob: blob[: len(blob) // 3],
+    "cut in the strings": lambda blob: blob[:-1],
+    "no BTF": lambda blob: b"\x7fELF" + blob[4:],
+    "other byte order": lambda blob: blob[1::-1] + blob[2:],
+    "an unknown kind": lambda blob: blob[:28] + b"\xff" * 4 + blob[32:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("notes", [None, b""])
+def test_questions_about_damaged_btf_name_the_file(
+    tmp_path: Path, damage: Callable[[bytes], bytes], notes: bytes | None, folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("TASKDIAG_CACHE", str(folder))
+    path = tmp_path / "vmlinux"
+    path.write_bytes(damage(small_blob()))
+    if notes is not None:
+        (tmp_path / "notes").write_bytes(note(b"GNU\0", 3, BUILD))
+    facts = Facts.live(str(path), str(tmp_path / "notes"))
+    for question in (
+        lambda: facts.member("task_struct", "pid"),
+        lambda: facts.has("func", "bpf_iter_task"),
+        lambda: facts.has_member("task_struct", "pid"),
+        lambda: facts.size("struct task_struct"),
+    ):
+        with pytest.raises(EngineUnavailable) as caught:
+            question()
+        assert str(caught.value).startswith(f"cannot use {path}: ")
+        assert "\n" not in str(caught.value)
+    facts.save()
+    assert not list(folder.iterdir())  # nothing was learned
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("damage", ["empty", "cut in the types", "other byte order"])
+def test_another_engine_answers_where_btf_is_damaged(tmp_path: Path, damage: str) -> None:
+    open_engine("kernel")
+    path = tmp_path / "vmlinux"
+    path.write_bytes(DAMAGE[damage](Path(VMLINUX).read_bytes()))
+
+    def run(engine: str) -> subprocess.CompletedProcess[str]:
+        script = f'mount --bind "$0" {VMLINUX} && exec "$@"'
+        command = [sys.executable, "-m", "taskdiag", "--engine", engine, "dump", "--one", "1"]
+        return subprocess.run(
+            ["unshare", "--mount", "sh", "-c", script, str(path), *command],
+            env={**os.environ, "TASKDIAG_CACHE": ""},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    result = run("auto")
+    if "unshare" in result.stderr or "mount:" in result.stderr:
+        missing(f"no file can be mounted here: {result.stderr.strip()}")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout
+    result = run("kernel")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"taskdiag: cannot use {VMLINUX}: ")
+    assert result.stderr.count("\n") == 1
 
 
 def test_live_answers_equal_the_btf(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,17 +79,17 @@ class NotFound(BtfError, KeyError):
 def sections(blob: bytes) -> tuple[range, range]:
     """The byte ranges of the type section and of the string section.
 
-    Raises BtfError, naming the offset, if the header is not a valid one.
+    Raises BtfError if the header is not valid, with the offset of what is wrong.
     """
     if not blob:
-        raise BtfError("byte 0: it is empty")
+        raise BtfError("it is empty")
     if len(blob) < HEADER.size:
-        raise BtfError(f"byte 0: {len(blob)} bytes are too short for a header of {HEADER.size}")
+        raise BtfError(f"it has {len(blob)} bytes, too few for a header of {HEADER.size}")
     magic, version, _, header, type_at, type_len, str_at, str_len = HEADER.unpack_from(blob)
     if magic == 0x9FEB:
-        raise BtfError("byte 0: this is BTF of a machine with the other byte order")
+        raise BtfError("it is BTF of a machine with the other byte order")
     if magic != MAGIC:
-        raise BtfError(f"byte 0: this is not BTF: magic number {magic:#06x} instead of {MAGIC:#x}")
+        raise BtfError(f"it is not BTF: its magic number is {magic:#06x}, not {MAGIC:#x}")
     if version != 1:
         raise BtfError(f"byte 2: BTF version {version} is not supported, only version 1")
     if header < HEADER.size:
