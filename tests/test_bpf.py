@@ -14,6 +14,7 @@ from conftest import missing, open_engine
 from taskdiag.errors import EngineUnavailable
 from taskdiag.kernel import bpf
 from taskdiag.kernel.asm import R0, R1, R2, R10, Assembler, Code
+from taskdiag.kernel.btf_build import BtfBuilder
 from taskdiag.kernel.facts import Facts
 
 _HEADERS = "#include <linux/bpf.h>\n#include <stddef.h>\n#include <stdio.h>\n"
@@ -154,6 +155,13 @@ def test_helpers_have_the_headers_numbers(tmp_path: Path) -> None:
     assert [int(word) for word in compiled(tmp_path, source).split()] == list(HELPERS.values())
 
 
+def test_the_types_of_callbacks_are_what_the_builder_makes() -> None:
+    build = BtfBuilder()
+    proto = build.func_proto(build.integer("long", 8, signed=True), [])
+    assert build.func("taskdiag", proto) == bpf._FUNCTION_ID
+    assert build.blob() == bpf._FUNCTION_BTF
+
+
 # --- Errors ------------------------------------------------------------------------
 
 
@@ -168,7 +176,7 @@ def test_an_error_of_the_call_is_an_exception_with_its_number() -> None:
 
 def test_a_machine_whose_number_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bpf, "_number", None)
-    with pytest.raises(bpf.BpfError, match="no known number") as caught:
+    with pytest.raises(bpf.BpfError, match=r"the number of bpf\(2\) on .* is not known") as caught:
         bpf.bpf(0, b"")
     assert caught.value.errno == errno.ENOSYS
 

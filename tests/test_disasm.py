@@ -192,7 +192,7 @@ def test_any_bytes_have_a_text(insns: list[bytes]) -> None:
 
 
 def test_half_an_instruction_is_an_error() -> None:
-    with pytest.raises(AsmError, match="9 bytes are no whole number of instructions"):
+    with pytest.raises(AsmError, match="9 bytes are not a whole number of instructions"):
         list(disassemble(Code(b"\x95" + bytes(8), [], [], {})))
 
 
