@@ -132,7 +132,7 @@ def test_a_viewer_without_privilege_has_the_access_rule(monkeypatch: pytest.Monk
     monkeypatch.setattr(explain_module, "effective", lambda: 0)
     found = text(Show.BASE)
     assert (
-        "; access: without CAP_SYS_PTRACE, only tasks that this user may trace are shown" in found
+        "; access: without CAP_SYS_PTRACE, only tasks that this user may trace" in found
     )
     assert "call access" in found
     monkeypatch.setattr(explain_module, "effective", lambda: 2**41 - 1)
