@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -243,6 +244,48 @@ def test_what_no_verifier_looked_at_is_no_rejection() -> None:
         load(Code(b"", [], [], {}))
     assert type(caught.value) is bpf.BpfError
     assert caught.value.errno == errno.E2BIG
+
+
+def long_program() -> Code:
+    a = Assembler()
+    for _ in range(3000):
+        a.mov(R0, 0)
+    a.exit()
+    return a.assemble()
+
+
+def test_signals_do_not_disturb_the_verifier() -> None:
+    """A process with an interval timer, as profilers set one, can load programs."""
+    open_engine("kernel")
+    seen: list[int] = []
+    old = signal.signal(signal.SIGALRM, lambda number, frame: seen.append(number))
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        for _ in range(30):
+            os.close(load(long_program()))
+        while not seen:
+            signal.pause()
+        assert signal.SIGALRM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+def test_an_interrupted_check_is_repeated_and_is_no_rejection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+
+    def interrupted(command: int, attr: bytes) -> int:
+        calls.append(command)
+        raise bpf.BpfError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(bpf, "bpf", interrupted)
+    with pytest.raises(bpf.BpfError) as caught:
+        bpf.load_program(long_program(), 1, {})
+    assert type(caught.value) is bpf.BpfError
+    assert caught.value.errno == errno.EAGAIN
+    assert len(calls) == 5
 
 
 @pytest.mark.parametrize(

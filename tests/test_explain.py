@@ -131,9 +131,7 @@ def test_what_procfs_serves_and_why() -> None:
 def test_a_viewer_without_privilege_has_the_access_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explain_module, "effective", lambda: 0)
     found = text(Show.BASE)
-    assert (
-        "; access: without CAP_SYS_PTRACE, only tasks that this user may trace" in found
-    )
+    assert "; access: without CAP_SYS_PTRACE, only tasks that this user may trace" in found
     assert "call access" in found
     monkeypatch.setattr(explain_module, "effective", lambda: 2**41 - 1)
     monkeypatch.setattr(explain_module, "_namespace", lambda kind, first: (0, first))

@@ -6,6 +6,7 @@ Constants and layouts are those of ``union bpf_attr`` (include/uapi/linux/bpf.h)
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from struct import Struct, pack, pack_into
 
@@ -15,6 +16,10 @@ from .asm import INSN, Code
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from signal import SIG_BLOCK, SIG_SETMASK, pthread_sigmask, valid_signals
+else:
+    # Part of every interpreter, where `signal` takes time to import.
+    from _signal import SIG_BLOCK, SIG_SETMASK, pthread_sigmask, valid_signals
 
 __all__ = (
     "BpfError",
@@ -62,6 +67,9 @@ _FUNCTION_BTF = (
 )
 _FUNCTION_ID = 3
 
+#: How often the kernel is asked to check a program again (as libbpf does).
+_ATTEMPTS = 5
+
 # The tracing helpers are only for programs with a licence that is compatible with the GPL.
 # "Dual MIT/GPL" is the string for our licence that license_is_gpl_compatible() accepts
 # (include/linux/license.h).
@@ -94,7 +102,7 @@ _number = _NR_BPF.get(os.uname().machine)
 def bpf(command: int, attr: bytes | bytearray) -> int:
     """The result of the system call, often a descriptor.  Raises BpfError."""
     if _number is None:
-        raise BpfError(38, f"the number of bpf(2) on {os.uname().machine} is not known")
+        raise BpfError(errno.ENOSYS, f"the number of bpf(2) on {os.uname().machine} is not known")
     buffer = ctypes.create_string_buffer(bytes(attr), len(attr))
     result: int = _syscall(
         ctypes.c_long(_number), ctypes.c_int(command), buffer, ctypes.c_uint(len(attr))
@@ -166,21 +174,43 @@ def load_program(
         )  # fmt: skip
 
     try:
-        return bpf(_PROG_LOAD, attr(0, None))
+        return _load(attr(0, None))
     except BpfError as error:
+        if error.errno == errno.EAGAIN:
+            raise
         # Ask for the log only now: writing it takes longer than the check itself.
         log = ctypes.create_string_buffer(1 << 22)
         try:
-            return bpf(_PROG_LOAD, attr(1, log))
-        except BpfError:
+            return _load(attr(1, log))
+        except BpfError as again:
             words = log.value.decode("utf-8", "replace")
-            if not words:
+            if not words or again.errno == errno.EAGAIN:
                 raise error from None
             where = code.note_at(_last_insn(words)) or "the program"
             raise VerifierError(error.errno or 0, where, words) from None
     finally:
         if btf:
             os.close(btf)
+
+
+def _load(attr: bytes) -> int:
+    """BPF_PROG_LOAD, undisturbed by signals.
+
+    The verifier gives up with EAGAIN when a signal is pending (do_check(),
+    kernel/bpf/verifier.c), and a process with an interval timer always has one.  So signals
+    are blocked meanwhile.  SIGSTOP cannot be, so the call is repeated as well.
+    """
+    mask = pthread_sigmask(SIG_BLOCK, valid_signals())
+    try:
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return bpf(_PROG_LOAD, attr)
+            except BpfError as error:
+                if error.errno != errno.EAGAIN:
+                    raise
+        return bpf(_PROG_LOAD, attr)
+    finally:
+        pthread_sigmask(SIG_SETMASK, mask)
 
 
 def create_link(program: int, tid: int = 0, pid: int = 0) -> int:
