@@ -47,10 +47,11 @@ def pid_namespace(facts: Facts) -> Program:
 
 
 def special_ops(facts: Facts) -> Program:
-    """Writes the address of ``special_mapping_vmops`` (mm/vma.c), 0 if it is not found.
+    """Writes the address of ``special_mapping_vmops`` (mm/vma.c), -1 if it is not found.
 
     The symbol is static.  But the vdso's mapping has these operations, and the address of
-    the vdso is in the caller's mm.
+    the vdso is in the caller's mm.  Without a vdso (boot option ``vdso=0``) there is nothing
+    to be found; 0 would then be wrong, since that is what anonymous mappings have.
     """
     member = facts.member
     a = _Probe(facts)
@@ -58,7 +59,7 @@ def special_ops(facts: Facts) -> Program:
     a.alu("add", R3, member("mm_struct", "context.vdso").offset)
     a.copy(8)
     a.load(R8, R10, _NUMBER)
-    a.mov(R9, 0)
+    a.mov(R9, -1)
     a.iterator()
     a.mov(R2, R6)
     a.mov(R3, R8)
