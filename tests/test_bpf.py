@@ -1,4 +1,4 @@
-"""bpf(2): layouts beside the C compiler's, errors as exceptions, the verifier's words."""
+"""bpf(2): layouts compared with those of the C compiler, errors, and the verifier's log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from taskdiag.kernel.btf_build import BtfBuilder
 from taskdiag.kernel.facts import Facts
 
 _HEADERS = "#include <linux/bpf.h>\n#include <stddef.h>\n#include <stdio.h>\n"
-# Every attribute with other numbers in all of its members.
+# Every attribute, with a different number in each member.
 _SOURCE = r"""
 #include <linux/bpf.h>
 #include <stddef.h>
@@ -90,7 +90,7 @@ def test_attributes_are_laid_out_as_a_compiler_does(tmp_path: Path) -> None:
 
 
 def test_program_attributes_are_laid_out_as_a_compiler_does(tmp_path: Path) -> None:
-    """Each member's offset, by marking it in a zeroed structure."""
+    """The offset of each member, found by setting only that member."""
     members = (
         "prog_type", "insn_cnt", "insns", "license", "log_level", "log_size", "log_buf",
         "kern_version", "prog_flags", "prog_name", "prog_ifindex", "expected_attach_type",
@@ -169,7 +169,7 @@ def test_the_types_of_callbacks_are_what_the_builder_makes() -> None:
 def test_an_error_of_the_call_is_an_exception_with_its_number() -> None:
     with pytest.raises(bpf.BpfError) as caught:
         bpf.bpf(12345, b"")
-    # EINVAL of a kernel that has no such command; EPERM, ENOSYS where it is not asked.
+    # EINVAL if the kernel has no such command; EPERM or ENOSYS if bpf(2) is forbidden.
     assert caught.value.errno in (errno.EINVAL, errno.EPERM, errno.ENOSYS)
     assert str(caught.value) == os.strerror(caught.value.errno or 0)
     assert isinstance(caught.value, EngineUnavailable)
@@ -238,7 +238,7 @@ def test_a_rejection_without_notes_is_of_the_program() -> None:
         load(a.assemble())
 
 
-def test_what_no_verifier_looked_at_is_no_rejection() -> None:
+def test_an_error_before_the_verifier_is_not_a_rejection() -> None:
     open_engine("kernel")
     with pytest.raises(bpf.BpfError) as caught:
         load(Code(b"", [], [], {}))
@@ -271,7 +271,7 @@ def test_signals_do_not_disturb_the_verifier() -> None:
         signal.signal(signal.SIGALRM, old)
 
 
-def test_an_interrupted_check_is_repeated_and_is_no_rejection(
+def test_an_interrupted_check_is_repeated_and_is_not_a_rejection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = []
@@ -297,7 +297,7 @@ def test_an_interrupted_check_is_repeated_and_is_no_rejection(
         ("3: x\nfrom 3 to 7: R0=1\nmath between: no\n", 3),
     ],
 )
-def test_the_last_instruction_that_a_log_speaks_of(log: str, expected: int) -> None:
+def test_the_last_instruction_that_a_log_mentions(log: str, expected: int) -> None:
     assert bpf._last_insn(log) == expected
 
 
@@ -320,7 +320,7 @@ def test_maps_of_a_program_are_filled_in_by_name() -> None:
         held.append(bpf.create_iterator(held[-1]))
         assert os.read(held[-1], 4096) == b""
         runs = int.from_bytes(bpf.map_lookup(held[0], bytes(4), 8), "little")
-        # Once for the task, and once at the end.
+        # Once for the task, and once without a task at the end.
         assert runs == 2
     finally:
         for fd in held:

@@ -1,4 +1,4 @@
-"""BTF: blobs that the test builds, blobs that are broken, and the running kernel's own."""
+"""The BTF reader: blobs built by the test, damaged blobs, and the running kernel's BTF."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from taskdiag.kernel.member import Member
 
 
 def sample() -> bytes:
-    """A small kernel: everything that the parser knows, in shapes that kernels have."""
+    """A small kernel with every kind of type, in forms that occur in kernels."""
     b = BtfBuilder()
     i32 = b.integer("int", 4, signed=True)
     u32 = b.integer("unsigned int", 4)
@@ -72,7 +72,7 @@ def sample() -> bytes:
         ("thread_pid", pid_ptr, 704),
         ("handler", b.ptr(b.func_proto(0, [("", i32), ("", 0)])), 768),
     ]
-    task_ptr = b.ptr(len(b) + 1)  # to what comes after it
+    task_ptr = b.ptr(len(b) + 1)  # the type that is added next
     task = b.struct("task_struct", 256, members)
     b.typedef("task_t", task)
     proto = b.func_proto(i32, [("meta", b.ptr(b.const(char))), ("task", b.ptr(task))])
@@ -113,7 +113,7 @@ def test_types_by_kind_and_name() -> None:
     assert BTF.kind(BTF.type_id("fwd", "pid_namespace")) == "fwd"
     assert BTF.has("typedef", "pid_t")
     assert not BTF.has("struct", "pid_t")
-    assert not BTF.has("struct", "task")  # a member's name, and a tail of none
+    assert not BTF.has("struct", "task")  # only a member has this name
     assert not BTF.has("struct", "")
     assert not BTF.has("struct", "a\0b")
     assert not BTF.has("struct", "ä")
@@ -125,12 +125,12 @@ def test_types_by_kind_and_name() -> None:
         BTF.type_id("klass", "x")
 
 
-def test_names_that_share_their_tail_are_found() -> None:
+def test_names_that_share_the_end_of_a_string_are_found() -> None:
     b = BtfBuilder()
     i32 = b.integer("int", 4)
     b.struct("task_struct", 4, [("pid", i32, 0)])
     blob = bytearray(b.blob())
-    # Let the structure's name be the last six characters of its string: "struct".
+    # Change the structure's name to the last six characters of its string: "struct".
     at = blob.index(struct.pack("=II", 5, 4 << 24 | 1), 24)
     blob[at : at + 4] = struct.pack("=I", 10)
     btf = Btf(bytes(blob))
@@ -172,7 +172,7 @@ def test_members() -> None:
     assert BTF.member(BTF.type_id("struct", "pid"), "level").offset == 0
 
 
-def test_anonymous_members_are_looked_into() -> None:
+def test_members_of_anonymous_members_are_found() -> None:
     assert BTF.member("task_struct", "start").offset == 40
     assert BTF.member("task_struct", "hi").offset == 44
 
@@ -211,7 +211,7 @@ def test_paths_follow_pointers() -> None:
     dotted = BTF.path("task_struct", "signal.pids[3].numbers[0].nr")
     assert [m.offset for m in dotted] == [m.offset for m in steps]
     assert [m.offset for m in BTF.path("task_struct", "pid")] == [0]
-    # An index into what a pointer points to.
+    # An index after a pointer.
     assert [m.offset for m in BTF.path("task_struct", "thread_pid[2].level")] == [88, 32]
     assert [m.offset for m in BTF.path("uses", "back->signal->live.counter")] == [8, 32, 0]
 
@@ -227,7 +227,7 @@ def test_paths_follow_pointers() -> None:
         ("parent->x", "has no members"),
     ],
 )  # fmt: skip
-def test_what_is_not_there_is_named(path: str, message: str) -> None:
+def test_errors_name_what_does_not_exist(path: str, message: str) -> None:
     with pytest.raises(NotFound, match=message):
         BTF.path("task_struct", path)
     assert not BTF.has_member("task_struct", path)
@@ -253,13 +253,13 @@ def test_what_is_not_there_is_named(path: str, message: str) -> None:
         ("thread_pid->numbers[99999999999]", "out of range"),
     ],
 )
-def test_paths_that_make_no_sense(path: str, message: str) -> None:
+def test_invalid_paths_are_refused(path: str, message: str) -> None:
     with pytest.raises(BtfError, match=message) as caught:
         BTF.path("task_struct", path)
     assert not isinstance(caught.value, NotFound)
 
 
-def test_member_stays_in_the_object() -> None:
+def test_member_does_not_follow_pointers() -> None:
     with pytest.raises(BtfError, match="'signal' is a pointer"):
         BTF.member("task_struct", "signal->live")
     assert BTF.has_member("task_struct", "signal->live")
@@ -267,7 +267,7 @@ def test_member_stays_in_the_object() -> None:
 
 
 @given(st.text())
-def test_any_path_is_taken_apart_or_refused(path: str) -> None:
+def test_any_path_is_split_or_refused(path: str) -> None:
     try:
         steps = parse_path(path)
     except BtfError:
@@ -331,7 +331,7 @@ layouts = st.recursive(
 
 
 class Layout:
-    """Builds a random type, and works out on its own where each scalar of it lies."""
+    """Builds a random type, and computes independently where each scalar of it lies."""
 
     def __init__(self) -> None:
         self.build = BtfBuilder()
@@ -348,7 +348,7 @@ class Layout:
         return f"n{self.names}"
 
     def add(self, shape: object) -> tuple[int, int, list[tuple[str, int, int]]]:
-        """Type id, size, and (path, offset, size) of what is inside."""
+        """Type id, size, and (path, offset, size) of each scalar."""
         if isinstance(shape, str):
             type_id, size = self.scalars[shape]
             return type_id, size, [("", 0, size)]
@@ -391,11 +391,11 @@ def test_members_of_random_layouts(shapes: list[object]) -> None:
         assert (member.offset, member.size) == (offset, leaf), path
 
 
-# -- what is broken ------------------------------------------------------------------------
+# -- damaged blobs ------------------------------------------------------------------------
 
 
 def exercise(blob: bytes) -> None:
-    """Ask everything; only BtfError may come."""
+    """Ask every question; only BtfError may be raised."""
     try:
         btf = Btf(blob)
     except BtfError:
@@ -476,7 +476,7 @@ def test_headers_that_are_wrong_say_where() -> None:
         with pytest.raises(BtfError, match=message):
             Btf(blob)
     assert issubclass(BtfError, ValueError)
-    # So that another engine answers where no program can be made.
+    # So that another engine answers if no program can be made.
     assert issubclass(BtfError, EngineUnavailable)
 
 
@@ -518,7 +518,7 @@ def test_cycles_end() -> None:
 def test_structures_that_multiply_end() -> None:
     b = BtfBuilder()
     type_id = b.struct("", 8, [("leaf", b.integer("int", 4), 0)])
-    for _ in range(60):  # 2**60 members when written out
+    for _ in range(60):  # 2**60 members if written out
         type_id = b.struct("", 8, [("", type_id, 0), ("", type_id, 0)])
     top = b.struct("top", 8, [("", type_id, 0)])
     btf = Btf(b.blob())
@@ -591,7 +591,7 @@ def test_live_kernel_has_what_every_kernel_has(live: Btf) -> None:
 
 
 def real_slice(types: int) -> bytes:
-    """The first types of the running kernel, with the strings that they name."""
+    """The first types of the running kernel, and the strings that they use."""
     with open(VMLINUX, "rb") as file:
         blob = file.read()
     header, type_at, _, str_at, str_len = struct.unpack_from("=IIIII", blob, 4)
@@ -641,7 +641,7 @@ def test_a_slice_of_the_kernel_is_read_like_the_whole(slices: list[bytes], live:
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_mutated_slices_of_the_kernel(slices: list[bytes], data: st.DataObject) -> None:
-    """Nothing but BtfError comes of real types with some words or bits changed."""
+    """Real types with some words or bits changed: only BtfError may be raised."""
     blob = bytearray(data.draw(st.sampled_from(slices)))
     types = 24 + struct.unpack_from("=I", blob, 12)[0]
     for _ in range(data.draw(st.integers(1, 8))):
@@ -676,7 +676,7 @@ def test_mutated_slices_of_the_kernel(slices: list[bytes], data: st.DataObject) 
 
 
 def offsets_of_every_member(btf: Btf, name: str) -> dict[str, int]:
-    """What C could take offsetof of: members by name, anonymous ones looked into."""
+    """The offset of every member that C can take offsetof of."""
     found = {}
     for member in member_names(btf, btf.type_id("struct", name)):
         place = btf.member(f"struct {name}", member)
@@ -686,7 +686,7 @@ def offsets_of_every_member(btf: Btf, name: str) -> dict[str, int]:
 
 
 def test_live_offsets_equal_those_of_a_compiler(live: Btf, tmp_path: object) -> None:
-    """bpftool writes the types as C, gcc lays them out: the offsets are the same."""
+    """bpftool writes the types as C, and gcc lays them out with the same offsets."""
     bpftool, gcc = shutil.which("bpftool"), shutil.which("gcc")
     if not bpftool or not gcc:
         pytest.skip("needs bpftool and gcc")
@@ -747,7 +747,7 @@ def test_bpftool_reads_what_we_build(tmp_path: object) -> None:
 
 
 def test_the_kernel_takes_what_we_build() -> None:
-    """BPF_BTF_LOAD of the types of a callback, as a program with bpf_loop brings along."""
+    """BPF_BTF_LOAD accepts the types of a callback, as a program with bpf_loop needs them."""
     b = BtfBuilder()
     u32, ptr = b.integer("unsigned int", 4), b.ptr(0)
     long = b.integer("long", 8, signed=True)

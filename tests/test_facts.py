@@ -1,4 +1,4 @@
-"""The cache of answers about types: what it remembers, and all that it must not believe."""
+"""The cache of answers about types: what it keeps, and what it must not trust."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def small_btf() -> Btf:
 
 
 class Source:
-    """Gives BTF, and counts how often."""
+    """Returns BTF, and counts how often it is called."""
 
     def __init__(self) -> None:
         self.loads = 0
@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def fill(folder: Path) -> Path:
-    """Write one file, and say which."""
+    """Write one file; returns its path."""
     assert Cache("kernel", str(folder)).write("key", b"payload")
     (name,) = folder.iterdir()
     return name
@@ -117,7 +117,7 @@ def test_without_a_cache_the_answers_are_the_same(folder: Path) -> None:
     assert ask_everything(Facts(Cache("kernel", None), Source())) == with_cache
 
 
-def test_questions_that_make_no_sense_are_not_kept(folder: Path) -> None:
+def test_invalid_questions_are_not_kept(folder: Path) -> None:
     facts = Facts(Cache("kernel", str(folder)), Source())
     for path in ("a\tb", "a\nb", "ä", "signal..x", "pid->x"):
         with pytest.raises(BtfError):
@@ -129,7 +129,7 @@ def test_questions_that_make_no_sense_are_not_kept(folder: Path) -> None:
     assert not list(folder.iterdir())
 
 
-def test_two_that_learn_different_things_keep_both(folder: Path) -> None:
+def test_answers_of_two_processes_are_both_kept(folder: Path) -> None:
     source = Source()
     one = Facts(Cache("kernel", str(folder)), source)
     two = Facts(Cache("kernel", str(folder)), source)
@@ -143,7 +143,7 @@ def test_two_that_learn_different_things_keep_both(folder: Path) -> None:
     assert source.loads == loads
 
 
-def test_endless_questions_do_not_make_an_endless_file(folder: Path) -> None:
+def test_the_size_of_the_file_is_limited(folder: Path) -> None:
     for start in range(0, 5000, 1000):
         facts = Facts(Cache("kernel", str(folder)), Source())
         for number in range(start, start + 1000):
@@ -166,7 +166,7 @@ def test_endless_questions_do_not_make_an_endless_file(folder: Path) -> None:
         b"",
     ],
 )
-def test_odd_lines_under_a_right_checksum_are_asked_again(folder: Path, text: bytes) -> None:
+def test_invalid_lines_with_a_right_checksum_are_asked_again(folder: Path, text: bytes) -> None:
     assert Cache("kernel", str(folder)).write("facts", text)
     facts = Facts(Cache("kernel", str(folder)), Source())
     assert facts.enumerator("PIDTYPE_SID") == 3
@@ -226,7 +226,7 @@ def test_put_and_get(folder: Path) -> None:
     assert facts.get("big") is None
 
 
-# -- files that are not to be believed -------------------------------------------------------
+# -- files that are not to be trusted -------------------------------------------------------
 
 
 def test_modes_whatever_the_umask(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_modes_whatever_the_umask(tmp_path: Path) -> None:
             written = Cache("kernel", str(where)).write("key", b"payload")
         finally:
             os.umask(old)
-        if not written:  # the umask took away our own access to the directory
+        if not written:  # the umask denies access to the directory to its owner too
             assert mask in (0o177, 0o277)
             continue
         assert stat.S_IMODE(where.stat().st_mode) & 0o077 == 0
@@ -334,7 +334,7 @@ def test_symbolic_links(folder: Path, tmp_path: Path) -> None:
     assert not Cache("kernel", str(link)).write("key", b"new")
 
 
-def test_what_is_no_file(folder: Path) -> None:
+def test_what_is_not_a_regular_file(folder: Path) -> None:
     file = fill(folder)
     file.unlink()
     os.mkfifo(file, 0o600)
@@ -343,7 +343,7 @@ def test_what_is_no_file(folder: Path) -> None:
     file.mkdir(0o700)
     assert believed(folder) is None
     assert not Cache("kernel", str(folder)).write("key", b"new")
-    assert list(folder.iterdir()) == [file]  # nothing half done stays
+    assert list(folder.iterdir()) == [file]  # no temporary file is left
     file.rmdir()
     os.symlink("/dev/zero", file)
     assert believed(folder) is None
@@ -363,7 +363,7 @@ def test_places_where_nothing_can_be_written(where: str) -> None:
 
 
 def test_a_full_disk(folder: Path) -> None:
-    """RLIMIT_FSIZE stands in for it: the write stops in the middle."""
+    """Simulated with RLIMIT_FSIZE: the write stops in the middle."""
     fill(folder)
     code = (
         "import resource, sys\n"
@@ -412,7 +412,7 @@ for size in range(1, 400):
 
 
 def test_two_writers_and_a_reader(folder: Path) -> None:
-    """Whatever the reader finds is whole and from one of them."""
+    """A reader always finds a complete file of one of the writers."""
     fill(folder)
     writers = [
         subprocess.Popen(

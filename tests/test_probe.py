@@ -85,7 +85,7 @@ def test_names_of_mappings_do_not_need_the_main_thread_or_a_vdso(engine: KernelE
         "    while ') Z ' not in open(stat).read(): time.sleep(0.01)\n"
         "    engine = KernelEngine()\n"
         "    engine.host.special_ops = int(sys.argv[1])\n"
-        "    chunks = engine.stream(Request(Show.VMA, Dump.ONE, os.getppid()))\n"
+        "    chunks = engine.stream(Request(Show.VMA, Dump.ONE, int(sys.argv[3])))\n"
         "    sys.stdout.buffer.write(b''.join(chunks))\n"
         "    sys.stdout.flush()\n"
         "    os._exit(0)\n"
@@ -95,16 +95,24 @@ def test_names_of_mappings_do_not_need_the_main_thread_or_a_vdso(engine: KernelE
     number = {"x86_64": 60, "aarch64": 93, "riscv64": 93}.get(os.uname().machine)
     if number is None:
         pytest.skip("the number of exit(2) is not known on this machine")
-    shown = re.findall(r"\[(?:heap|stack|vdso)\]", Path("/proc/self/maps").read_text())
-    for special_ops, expected in ((0, shown), (2**64 - 1, [x for x in shown if x != "[vdso]"])):
-        result = subprocess.run(
-            [sys.executable, "-c", script, str(special_ops), str(number)],
-            capture_output=True,
-            check=False,
-        )
-        assert result.returncode == 0, result.stderr
-        found = re.findall(rb"\[(?:heap|stack|vdso)\]", result.stdout)
-        assert sorted(name.decode() for name in found) == sorted(expected)
+    names = re.compile(rb"\[(?:heap|stack|vdso)\]")
+    # A process with so few mappings that procfs need not complete the answer.
+    pipe = subprocess.PIPE
+    with subprocess.Popen(["cat"], stdin=pipe, stdout=pipe, bufsize=0) as target:
+        assert target.stdin is not None
+        assert target.stdout is not None
+        target.stdin.write(b"ready\n")
+        assert target.stdout.read(6) == b"ready\n"
+        shown = sorted(names.findall(Path(f"/proc/{target.pid}/maps").read_bytes()))
+        without = [name for name in shown if name != b"[vdso]"]
+        for special_ops, expected in ((0, shown), (2**64 - 1, without)):
+            result = subprocess.run(
+                [sys.executable, "-c", script, str(special_ops), str(number), str(target.pid)],
+                capture_output=True,
+                check=False,
+            )
+            assert result.returncode == 0, result.stderr
+            assert sorted(names.findall(result.stdout)) == expected
 
 
 def test_every_possible_cpu_has_an_area_of_its_own(engine: KernelEngine) -> None:
