@@ -686,7 +686,7 @@ def offsets_of_every_member(btf: Btf, name: str) -> dict[str, int]:
 
 
 def test_live_offsets_equal_those_of_a_compiler(live: Btf, tmp_path: object) -> None:
-    """bpftool writes the types as C, and gcc lays them out with the same offsets."""
+    """bpftool writes the types as C, gcc lays them out: the offsets are the same."""
     bpftool, gcc = shutil.which("bpftool"), shutil.which("gcc")
     if not bpftool or not gcc:
         pytest.skip("needs bpftool and gcc")
