@@ -1,5 +1,7 @@
-"""Kernels made up of BTF: the structures that programs read, as a new and as an old kernel
-have them.  For tests of the compiler that need no privilege and no kernel."""
+"""Invented kernels: BTF with the structures that programs read, of a new and an old kernel.
+
+With these, the compiler is tested without privilege and independently of the host's kernel.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from taskdiag.kernel.btf_build import BtfBuilder
 from taskdiag.kernel.cache import Cache
 from taskdiag.kernel.facts import Facts
 
-#: Members by structure.  A type is a number's name, "*struct", "struct", "[count]" of one of
-#: them or "char[16]"; dots make structures within.
+#: The members of each structure, as "name type".  A type is "u32" and the like, "struct",
+#: "*struct" for a pointer, or "type[count]".  A dot in a name makes a nested structure.
 _COMMON = {
     "seq_file": "buf u64",
     "bpf_iter_meta": "seq *seq_file",
@@ -94,7 +96,7 @@ _NUMBERS = {"u32": (4, False), "int": (4, True), "u64": (8, False), "s64": (8, T
 
 
 class _Maker:
-    """Builds twice: pointers lead to structures whose ids are only known the first time."""
+    """Builds the types; a second pass knows the ids of the structures pointed to."""
 
     def __init__(self, structures: dict[str, str], known: dict[str, int]) -> None:
         self.build = BtfBuilder()
@@ -168,5 +170,5 @@ def new_kernel() -> Facts:
 
 
 def old_kernel() -> Facts:
-    """A kernel whose structures are older than any that is supported, and without all else."""
+    """A kernel older than any that is supported, without kernel functions and helpers."""
     return made(OLD, (), ("unspec",))

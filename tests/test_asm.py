@@ -12,7 +12,7 @@ from taskdiag.kernel.asm import ALU, INSN, JUMPS, R0, R1, R2, R3, R6, R9, R10, A
 
 _MAX, _MIN = 0x7FFFFFFF, -0x80000000
 
-#: What is emitted, and its bytes as the instruction set's specification has them:
+#: What is emitted, and the bytes that the specification of the instruction set requires:
 #: opcode, source and destination register, offset, immediate.
 GOLDEN: dict[str, tuple[Callable[[Assembler], None], str]] = {
     "mov imm": (lambda a: a.mov(R1, 5), "b7 01 0000 05000000"),
@@ -114,7 +114,7 @@ def test_addresses_of_subprograms_for_callbacks() -> None:
     a.exit()
     code = a.assemble()
     assert code.insns.hex() == "1841000002000000" + "00" * 8 + 2 * "9500000000000000"
-    # The kernel wants the type of each function then: the program's, and the callback's.
+    # The kernel must be told where both functions begin, the program and the callback.
     assert code.functions == [0, 3]
     a = Assembler()
     a.exit()
@@ -149,7 +149,7 @@ def test_fresh_labels_differ() -> None:
     assert len({a.fresh("x"), a.fresh("x"), a.fresh()}) == 3
 
 
-def test_a_label_may_stand_before_and_behind_its_jump_and_twice_is_an_error() -> None:
+def test_a_label_may_come_before_or_after_its_jump_but_not_twice() -> None:
     a = Assembler()
     a.label("here")
     with pytest.raises(AsmError, match="label here is defined twice"):

@@ -1,10 +1,11 @@
-"""bpf(2): layouts beside the C compiler's, errors as exceptions, the verifier's words."""
+"""bpf(2): layouts compared with those of the C compiler, errors, and the verifier's log."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from conftest import missing, open_engine
 from taskdiag.errors import EngineUnavailable
 from taskdiag.kernel import bpf
 from taskdiag.kernel.asm import R0, R1, R2, R10, Assembler, Code
+from taskdiag.kernel.btf_build import BtfBuilder
 from taskdiag.kernel.facts import Facts
 
 _HEADERS = "#include <linux/bpf.h>\n#include <stddef.h>\n#include <stdio.h>\n"
-# Every attribute with other numbers in all of its members.
+# Every attribute, with a different number in each member.
 _SOURCE = r"""
 #include <linux/bpf.h>
 #include <stddef.h>
@@ -88,7 +90,7 @@ def test_attributes_are_laid_out_as_a_compiler_does(tmp_path: Path) -> None:
 
 
 def test_program_attributes_are_laid_out_as_a_compiler_does(tmp_path: Path) -> None:
-    """Each member's offset, by marking it in a zeroed structure."""
+    """The offset of each member, found by setting only that member."""
     members = (
         "prog_type", "insn_cnt", "insns", "license", "log_level", "log_size", "log_buf",
         "kern_version", "prog_flags", "prog_name", "prog_ifindex", "expected_attach_type",
@@ -154,13 +156,20 @@ def test_helpers_have_the_headers_numbers(tmp_path: Path) -> None:
     assert [int(word) for word in compiled(tmp_path, source).split()] == list(HELPERS.values())
 
 
+def test_the_types_of_callbacks_are_what_the_builder_makes() -> None:
+    build = BtfBuilder()
+    proto = build.func_proto(build.integer("long", 8, signed=True), [])
+    assert build.func("taskdiag", proto) == bpf._FUNCTION_ID
+    assert build.blob() == bpf._FUNCTION_BTF
+
+
 # --- Errors ------------------------------------------------------------------------
 
 
 def test_an_error_of_the_call_is_an_exception_with_its_number() -> None:
     with pytest.raises(bpf.BpfError) as caught:
         bpf.bpf(12345, b"")
-    # EINVAL of a kernel that has no such command; EPERM, ENOSYS where it is not asked.
+    # EINVAL if the kernel has no such command; EPERM or ENOSYS if bpf(2) is forbidden.
     assert caught.value.errno in (errno.EINVAL, errno.EPERM, errno.ENOSYS)
     assert str(caught.value) == os.strerror(caught.value.errno or 0)
     assert isinstance(caught.value, EngineUnavailable)
@@ -168,7 +177,7 @@ def test_an_error_of_the_call_is_an_exception_with_its_number() -> None:
 
 def test_a_machine_whose_number_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bpf, "_number", None)
-    with pytest.raises(bpf.BpfError, match="no known number") as caught:
+    with pytest.raises(bpf.BpfError, match=r"the number of bpf\(2\) on .* is not known") as caught:
         bpf.bpf(0, b"")
     assert caught.value.errno == errno.ENOSYS
 
@@ -229,12 +238,54 @@ def test_a_rejection_without_notes_is_of_the_program() -> None:
         load(a.assemble())
 
 
-def test_what_no_verifier_looked_at_is_no_rejection() -> None:
+def test_an_error_before_the_verifier_is_not_a_rejection() -> None:
     open_engine("kernel")
     with pytest.raises(bpf.BpfError) as caught:
         load(Code(b"", [], [], {}))
     assert type(caught.value) is bpf.BpfError
     assert caught.value.errno == errno.E2BIG
+
+
+def long_program() -> Code:
+    a = Assembler()
+    for _ in range(3000):
+        a.mov(R0, 0)
+    a.exit()
+    return a.assemble()
+
+
+def test_signals_do_not_disturb_the_verifier() -> None:
+    """A process with an interval timer, as profilers set one, can load programs."""
+    open_engine("kernel")
+    seen: list[int] = []
+    old = signal.signal(signal.SIGALRM, lambda number, frame: seen.append(number))
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        for _ in range(30):
+            os.close(load(long_program()))
+        while not seen:
+            signal.pause()
+        assert signal.SIGALRM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+def test_an_interrupted_check_is_repeated_and_is_not_a_rejection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+
+    def interrupted(command: int, attr: bytes) -> int:
+        calls.append(command)
+        raise bpf.BpfError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(bpf, "bpf", interrupted)
+    with pytest.raises(bpf.BpfError) as caught:
+        bpf.load_program(long_program(), 1, {})
+    assert type(caught.value) is bpf.BpfError
+    assert caught.value.errno == errno.EAGAIN
+    assert len(calls) == 5
 
 
 @pytest.mark.parametrize(
@@ -246,7 +297,7 @@ def test_what_no_verifier_looked_at_is_no_rejection() -> None:
         ("3: x\nfrom 3 to 7: R0=1\nmath between: no\n", 3),
     ],
 )
-def test_the_last_instruction_that_a_log_speaks_of(log: str, expected: int) -> None:
+def test_the_last_instruction_that_a_log_mentions(log: str, expected: int) -> None:
     assert bpf._last_insn(log) == expected
 
 
@@ -269,7 +320,7 @@ def test_maps_of_a_program_are_filled_in_by_name() -> None:
         held.append(bpf.create_iterator(held[-1]))
         assert os.read(held[-1], 4096) == b""
         runs = int.from_bytes(bpf.map_lookup(held[0], bytes(4), 8), "little")
-        # Once for the task, and once at the end.
+        # Once for the task, and once without a task at the end.
         assert runs == 2
     finally:
         for fd in held:

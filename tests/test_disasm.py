@@ -1,4 +1,4 @@
-"""The disassembler: every instruction that the assembler makes, beside the kernel's own words."""
+"""The disassembler: all instructions of the assembler, compared with the kernel's text."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _OPERATORS = {
 
 
 def number(text: str) -> int:
-    """An operand: a register, or an immediate as the text has it."""
+    """An operand in the text: a register or an immediate."""
     if text[0] in "rw":
         return Reg(int(text[1:]))
     return int(text, 0)
 
 
 def reassemble(lines: list[str], a: Assembler) -> None:
-    """Read the disassembler's text back in: only what it says, nothing it was made from."""
+    """Assemble the disassembler's text again, from nothing but the text."""
     for line in lines:
         if line.endswith(":"):
             a.label(line[:-1])
@@ -127,7 +127,7 @@ def programs(draw: st.DrawFn) -> Code:
 
 @given(programs(), st.booleans())
 def test_the_text_says_everything(code: Code, named: bool) -> None:
-    """Reading the text back in gives the same bytes, with the labels' names and without."""
+    """Assembling the text gives the same bytes, with names of labels and without."""
     if not named:
         code.labels = {}
     a = Assembler()
@@ -192,12 +192,12 @@ def test_any_bytes_have_a_text(insns: list[bytes]) -> None:
 
 
 def test_half_an_instruction_is_an_error() -> None:
-    with pytest.raises(AsmError, match="9 bytes are no whole number of instructions"):
+    with pytest.raises(AsmError, match="9 bytes are not a whole number of instructions"):
         list(disassemble(Code(b"\x95" + bytes(8), [], [], {})))
 
 
 def verifier_log(program: Program, facts: Facts) -> str:
-    """What the kernel's verifier says of a program that it accepts, instruction by instruction."""
+    """The text of each instruction in the verifier's log of a program that it accepts."""
     text = ctypes.create_string_buffer(program.code.insns, len(program.code.insns))
     log = ctypes.create_string_buffer(1 << 24)
     attr = bpf._PROG_ATTR.pack(
@@ -214,7 +214,7 @@ def verifier_log(program: Program, facts: Facts) -> str:
 def test_the_kernel_says_the_same(show: Show) -> None:
     open_engine("kernel")
     facts = Facts.live()
-    # For thread strategies no group needs more than the oldest kernel has.
+    # With thread strategies even the oldest kernel can serve these groups.
     program = compile_request(Request(show, 2), facts, Viewer(), Host())
     theirs: dict[int, str] = {}
     for line in verifier_log(program, facts).splitlines():
@@ -231,5 +231,5 @@ def test_the_kernel_says_the_same(show: Show) -> None:
             said = f"call pc{targets[at][3]:+d}"
         assert said == text, at
         compared += 1
-    # The verifier prints only what can be reached.
+    # The verifier prints only instructions that can be reached.
     assert compared > 0.8 * len(ours)

@@ -111,7 +111,7 @@ def test_which_tasks(strategy: Dump, expected: str) -> None:
 
 def test_children_are_two_programs() -> None:
     found = text(Show.BASE, Dump.CHILDREN, 77)
-    assert "; Before it: is there a process 77?" in found
+    assert "; First: is there a process 77?" in found
     assert found.count("; iter/task: ") == 2
     assert "run for tid = 77" in found
     assert text(Show.BASE).count("; iter/task: ") == 1
@@ -119,19 +119,19 @@ def test_children_are_two_programs() -> None:
 
 def test_what_procfs_serves_and_why() -> None:
     found = text(Show.BASE | Show.VMA_STAT)
-    assert "; vma_stat: from procfs, for want of a page walk, which BPF has not" in found
-    assert "; vma: from procfs as well, since vma_stat lies in its records" in found
+    assert "; vma_stat: from procfs (missing: a page walk" in found
+    assert "; vma: from procfs as well, since vma_stat is part of its records" in found
     assert "; vma:" not in found.partition("iter/task")[2]
     found = text(Show.BASE | Show.VMA | Show.CMDLINE, old=True)
-    assert "; vma: from procfs, for want of kfunc bpf_iter_task_vma_new" in found
-    assert "; cmdline: from procfs, for want of helper bpf_copy_from_user_task" in found
+    assert "; vma: from procfs (missing: kfunc bpf_iter_task_vma_new" in found
+    assert "; cmdline: from procfs (missing: helper bpf_copy_from_user_task" in found
     assert "from procfs" not in text(Show.BASE)
 
 
 def test_a_viewer_without_privilege_has_the_access_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explain_module, "effective", lambda: 0)
     found = text(Show.BASE)
-    assert "; without CAP_SYS_PTRACE a program shows only what this user may trace" in found
+    assert "; access: without CAP_SYS_PTRACE, only tasks that this user may trace" in found
     assert "call access" in found
     monkeypatch.setattr(explain_module, "effective", lambda: 2**41 - 1)
     monkeypatch.setattr(explain_module, "_namespace", lambda kind, first: (0, first))
@@ -149,7 +149,7 @@ def test_inside_namespaces_their_depth_is_a_stand_in(monkeypatch: pytest.MonkeyP
 def test_stand_ins_are_named_where_they_are_used() -> None:
     assert "stand-in" not in text(Show.BASE | Show.CRED | Show.CMDLINE).lower()
     found = text(Show.STATM)
-    assert "; stand-ins: 0x1111111111111111 and up for where the" in found
+    assert "; stand-ins: 0x1111111111111111 and up for the offsets of the" in found
     assert re.search(r"r\d = 0x1111111111111111$", found, re.M)
     assert "special_mapping_vmops" in text(Show.VMA)
     # Counters of old kernels are in one place.

@@ -1,4 +1,4 @@
-"""The cache of answers about types: what it remembers, and all that it must not believe."""
+"""The cache of answers about types: what it keeps, and what it must not trust."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import stat
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from conftest import missing, open_engine
 from taskdiag.errors import EngineUnavailable
 from taskdiag.kernel import cache as cache_module
 from taskdiag.kernel.btf import VMLINUX, Btf, BtfError, NotFound
@@ -23,18 +25,22 @@ from taskdiag.kernel.facts import Facts, build_id, identify
 from taskdiag.kernel.member import Member
 
 
-def small_btf() -> Btf:
+def small_blob() -> bytes:
     b = BtfBuilder()
     i32 = b.integer("int", 4, signed=True)
     signal_struct = b.struct("signal_struct", 8, [("nr_threads", i32, 32)])
     task = b.struct("task_struct", 16, [("pid", i32, 0), ("signal", b.ptr(signal_struct), 64)])
     b.enum("pid_type", [("PIDTYPE_PID", 0), ("PIDTYPE_SID", 3)])
     b.func("bpf_iter_task", b.func_proto(i32, [("task", b.ptr(task))]))
-    return Btf(b.blob())
+    return b.blob()
+
+
+def small_btf() -> Btf:
+    return Btf(small_blob())
 
 
 class Source:
-    """Gives BTF, and counts how often."""
+    """Returns BTF, and counts how often it is called."""
 
     def __init__(self) -> None:
         self.loads = 0
@@ -52,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def fill(folder: Path) -> Path:
-    """Write one file, and say which."""
+    """Write one file; returns its path."""
     assert Cache("kernel", str(folder)).write("key", b"payload")
     (name,) = folder.iterdir()
     return name
@@ -97,7 +103,7 @@ def test_the_second_start_reads_no_btf(folder: Path) -> None:
     answers = ask_everything(first)
     assert answers[4] == small_btf().path("task_struct", "signal->nr_threads")
     assert answers[7:10] == [False, True, False]
-    assert "near it: signal" in str(answers[12])
+    assert "similar names: signal" in str(answers[12])
     assert source.loads == 1
     first.save()
 
@@ -111,7 +117,7 @@ def test_without_a_cache_the_answers_are_the_same(folder: Path) -> None:
     assert ask_everything(Facts(Cache("kernel", None), Source())) == with_cache
 
 
-def test_questions_that_make_no_sense_are_not_kept(folder: Path) -> None:
+def test_invalid_questions_are_not_kept(folder: Path) -> None:
     facts = Facts(Cache("kernel", str(folder)), Source())
     for path in ("a\tb", "a\nb", "ä", "signal..x", "pid->x"):
         with pytest.raises(BtfError):
@@ -123,7 +129,7 @@ def test_questions_that_make_no_sense_are_not_kept(folder: Path) -> None:
     assert not list(folder.iterdir())
 
 
-def test_two_that_learn_different_things_keep_both(folder: Path) -> None:
+def test_answers_of_two_processes_are_both_kept(folder: Path) -> None:
     source = Source()
     one = Facts(Cache("kernel", str(folder)), source)
     two = Facts(Cache("kernel", str(folder)), source)
@@ -137,7 +143,7 @@ def test_two_that_learn_different_things_keep_both(folder: Path) -> None:
     assert source.loads == loads
 
 
-def test_endless_questions_do_not_make_an_endless_file(folder: Path) -> None:
+def test_the_size_of_the_file_is_limited(folder: Path) -> None:
     for start in range(0, 5000, 1000):
         facts = Facts(Cache("kernel", str(folder)), Source())
         for number in range(start, start + 1000):
@@ -160,7 +166,7 @@ def test_endless_questions_do_not_make_an_endless_file(folder: Path) -> None:
         b"",
     ],
 )
-def test_odd_lines_under_a_right_checksum_are_asked_again(folder: Path, text: bytes) -> None:
+def test_invalid_lines_with_a_right_checksum_are_asked_again(folder: Path, text: bytes) -> None:
     assert Cache("kernel", str(folder)).write("facts", text)
     facts = Facts(Cache("kernel", str(folder)), Source())
     assert facts.enumerator("PIDTYPE_SID") == 3
@@ -220,7 +226,7 @@ def test_put_and_get(folder: Path) -> None:
     assert facts.get("big") is None
 
 
-# -- files that are not to be believed -------------------------------------------------------
+# -- files that are not to be trusted -------------------------------------------------------
 
 
 def test_modes_whatever_the_umask(tmp_path: Path) -> None:
@@ -231,7 +237,7 @@ def test_modes_whatever_the_umask(tmp_path: Path) -> None:
             written = Cache("kernel", str(where)).write("key", b"payload")
         finally:
             os.umask(old)
-        if not written:  # the umask took away our own access to the directory
+        if not written:  # the umask denies access to the directory to its owner too
             assert mask in (0o177, 0o277)
             continue
         assert stat.S_IMODE(where.stat().st_mode) & 0o077 == 0
@@ -328,7 +334,7 @@ def test_symbolic_links(folder: Path, tmp_path: Path) -> None:
     assert not Cache("kernel", str(link)).write("key", b"new")
 
 
-def test_what_is_no_file(folder: Path) -> None:
+def test_what_is_not_a_regular_file(folder: Path) -> None:
     file = fill(folder)
     file.unlink()
     os.mkfifo(file, 0o600)
@@ -337,7 +343,7 @@ def test_what_is_no_file(folder: Path) -> None:
     file.mkdir(0o700)
     assert believed(folder) is None
     assert not Cache("kernel", str(folder)).write("key", b"new")
-    assert list(folder.iterdir()) == [file]  # nothing half done stays
+    assert list(folder.iterdir()) == [file]  # no temporary file is left
     file.rmdir()
     os.symlink("/dev/zero", file)
     assert believed(folder) is None
@@ -357,7 +363,7 @@ def test_places_where_nothing_can_be_written(where: str) -> None:
 
 
 def test_a_full_disk(folder: Path) -> None:
-    """RLIMIT_FSIZE stands in for it: the write stops in the middle."""
+    """Simulated with RLIMIT_FSIZE: the write stops in the middle."""
     fill(folder)
     code = (
         "import resource, sys\n"
@@ -406,7 +412,7 @@ for size in range(1, 400):
 
 
 def test_two_writers_and_a_reader(folder: Path) -> None:
-    """Whatever the reader finds is whole and from one of them."""
+    """A reader always finds a complete file of one of the writers."""
     fill(folder)
     writers = [
         subprocess.Popen(
@@ -600,6 +606,99 @@ def test_identity_differs_when_the_types_do(tmp_path: Path) -> None:
 def test_no_btf_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(EngineUnavailable, match="does not describe its types"):
         Facts.live(str(tmp_path / "vmlinux"))
+
+
+def test_an_unreadable_file_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for path, why in (
+        (tmp_path, "Is a directory"),
+        (file / "vmlinux", "Not a directory"),
+        (loop, "Too many levels of symbolic links"),
+    ):
+        with pytest.raises(EngineUnavailable, match=f"^cannot read {path}: {why}$"):
+            Facts.live(str(path))
+
+
+@pytest.mark.root
+def test_a_file_that_this_user_may_not_read_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "vmlinux"
+    path.write_bytes(small_blob())
+    path.chmod(0o600)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(EngineUnavailable, match=f"^cannot read {path}: Permission denied$"):
+            Facts.live(str(path))
+    finally:
+        os.seteuid(0)
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda blob: b"",
+    "cut in the header": lambda blob: blob[:10],
+    "cut in the types": lambda blob: blob[: len(blob) // 3],
+    "cut in the strings": lambda blob: blob[:-1],
+    "no BTF": lambda blob: b"\x7fELF" + blob[4:],
+    "other byte order": lambda blob: blob[1::-1] + blob[2:],
+    "an unknown kind": lambda blob: blob[:28] + b"\xff" * 4 + blob[32:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("notes", [None, b""])
+def test_questions_about_damaged_btf_name_the_file(
+    tmp_path: Path, damage: Callable[[bytes], bytes], notes: bytes | None, folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("TASKDIAG_CACHE", str(folder))
+    path = tmp_path / "vmlinux"
+    path.write_bytes(damage(small_blob()))
+    if notes is not None:
+        (tmp_path / "notes").write_bytes(note(b"GNU\0", 3, BUILD))
+    facts = Facts.live(str(path), str(tmp_path / "notes"))
+    for question in (
+        lambda: facts.member("task_struct", "pid"),
+        lambda: facts.has("func", "bpf_iter_task"),
+        lambda: facts.has_member("task_struct", "pid"),
+        lambda: facts.size("struct task_struct"),
+    ):
+        with pytest.raises(EngineUnavailable) as caught:
+            question()
+        assert str(caught.value).startswith(f"cannot use {path}: ")
+        assert "\n" not in str(caught.value)
+    facts.save()
+    assert not list(folder.iterdir())  # nothing was learned
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("damage", ["empty", "cut in the types", "other byte order"])
+def test_another_engine_answers_where_btf_is_damaged(tmp_path: Path, damage: str) -> None:
+    open_engine("kernel")
+    path = tmp_path / "vmlinux"
+    path.write_bytes(DAMAGE[damage](Path(VMLINUX).read_bytes()))
+
+    def run(engine: str) -> subprocess.CompletedProcess[str]:
+        script = f'mount --bind "$0" {VMLINUX} && exec "$@"'
+        command = [sys.executable, "-m", "taskdiag", "--engine", engine, "dump", "--one", "1"]
+        return subprocess.run(
+            ["unshare", "--mount", "sh", "-c", script, str(path), *command],
+            env={**os.environ, "TASKDIAG_CACHE": ""},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    result = run("auto")
+    if "unshare" in result.stderr or "mount:" in result.stderr:
+        missing(f"no file can be mounted here: {result.stderr.strip()}")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout
+    result = run("kernel")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"taskdiag: cannot use {VMLINUX}: ")
+    assert result.stderr.count("\n") == 1
 
 
 def test_live_answers_equal_the_btf(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

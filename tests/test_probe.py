@@ -1,4 +1,4 @@
-"""What is asked of the kernel before the first program, beside other sources of the same."""
+"""What is asked of the kernel before the first program, compared with other sources."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture
 def engine() -> KernelEngine:
-    """An engine of its own."""
+    """A new engine for each test."""
     open_engine("kernel")
     return KernelEngine()
 
@@ -30,7 +30,7 @@ def test_the_pid_namespace_is_that_of_this_process(engine: KernelEngine) -> None
     status = Path("/proc/self/status").read_text()
     numbers = re.search(r"^NSpid:(.*)$", status, re.M)
     assert numbers is not None
-    # /proc may be of an outer namespace: then it shows more levels, never fewer.
+    # The mounted /proc may be that of an outer namespace, which shows more levels.
     assert level >= len(numbers[1].split()) - 1
 
 
@@ -70,6 +70,51 @@ def test_special_mappings_are_told_by_an_address_of_the_kernel(engine: KernelEng
         assert first == int(found[1], 16)
 
 
+def test_names_of_mappings_do_not_need_the_main_thread_or_a_vdso(engine: KernelEngine) -> None:
+    """The probe of a thread whose main thread has exited, and one that finds nothing."""
+    from taskdiag.kernel import vma
+
+    if vma.missing(engine.facts):
+        pytest.skip(f"this kernel lacks {vma.missing(engine.facts)}")
+    script = (
+        "import ctypes, os, sys, threading, time\n"
+        "from taskdiag import Dump, Request, Show\n"
+        "from taskdiag.kernel import KernelEngine\n"
+        "def ask():\n"
+        "    stat = f'/proc/self/task/{os.getpid()}/stat'\n"
+        "    while ') Z ' not in open(stat).read(): time.sleep(0.01)\n"
+        "    engine = KernelEngine()\n"
+        "    engine.host.special_ops = int(sys.argv[1])\n"
+        "    chunks = engine.stream(Request(Show.VMA, Dump.ONE, int(sys.argv[3])))\n"
+        "    sys.stdout.buffer.write(b''.join(chunks))\n"
+        "    sys.stdout.flush()\n"
+        "    os._exit(0)\n"
+        "threading.Thread(target=ask).start()\n"
+        "ctypes.CDLL(None).syscall(ctypes.c_long(int(sys.argv[2])), 0)\n"
+    )
+    number = {"x86_64": 60, "aarch64": 93, "riscv64": 93}.get(os.uname().machine)
+    if number is None:
+        pytest.skip("the number of exit(2) is not known on this machine")
+    names = re.compile(rb"\[(?:heap|stack|vdso)\]")
+    # A process with so few mappings that procfs need not complete the answer.
+    pipe = subprocess.PIPE
+    with subprocess.Popen(["cat"], stdin=pipe, stdout=pipe, bufsize=0) as target:
+        assert target.stdin is not None
+        assert target.stdout is not None
+        target.stdin.write(b"ready\n")
+        assert target.stdout.read(6) == b"ready\n"
+        shown = sorted(names.findall(Path(f"/proc/{target.pid}/maps").read_bytes()))
+        without = [name for name in shown if name != b"[vdso]"]
+        for special_ops, expected in ((0, shown), (2**64 - 1, without)):
+            result = subprocess.run(
+                [sys.executable, "-c", script, str(special_ops), str(number), str(target.pid)],
+                capture_output=True,
+                check=False,
+            )
+            assert result.returncode == 0, result.stderr
+            assert sorted(names.findall(result.stdout)) == expected
+
+
 def test_every_possible_cpu_has_an_area_of_its_own(engine: KernelEngine) -> None:
     if not engine.facts.has_member("bpf_array", "pptrs"):
         pytest.skip("this kernel's arrays have no pptrs")
@@ -79,7 +124,7 @@ def test_every_possible_cpu_has_an_area_of_its_own(engine: KernelEngine) -> None
     assert len(areas) == cpus
     distances = [area - base & 0xFFFFFFFFFFFFFFFF for area in areas if area]
     assert len(distances) == len(set(distances)) == _counted("/sys/devices/system/cpu/possible")
-    # A probe's map is another one each time, __per_cpu_offset[] is not.
+    # Each probe has its own map, but __per_cpu_offset[] is always the same.
     base, *areas = engine._ask(probe.per_cpu_areas(engine.facts, cpus))
     assert [area - base & 0xFFFFFFFFFFFFFFFF for area in areas if area] == distances
 

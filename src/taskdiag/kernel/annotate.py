@@ -1,7 +1,7 @@
-"""An emitter that takes down what its numbers mean, for people who read the program.
+"""An emitter that also records what its numbers mean, for people who read the program.
 
-`compile_request` emits with it the very same code as without; an ordinary compilation
-knows nothing of it and pays nothing for it.
+`compile_request` emits the same code with it as without it.  Only `explain` uses it, so
+that an ordinary compilation does not pay for the comments.
 
     >>> program = compile_request(Request(Show.BASE), facts, Viewer(), Host(), Annotator)
     >>> program.code.comments[0]
@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from copy import copy
 
-from .asm import Code, Reg
+from .asm import CALL, Code, Reg
 from .emit import Emitter
 from .facts import Facts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from .btf import Btf
-    from .emit import Host
     from .member import Member
     from .viewer import Viewer
 
@@ -29,7 +29,7 @@ __all__ = ("Annotator", "Named")
 
 
 class Named(int):
-    """A number that knows where it comes from; sums of them know as well.
+    """A number with the name of what it stands for.  Sums keep the name.
 
     >>> (Named(8, "pid::numbers") + 16).name
     'pid::numbers+16'
@@ -45,13 +45,13 @@ class Named(int):
     def __add__(self, other: int) -> int:
         total = int(self) + int(other)
         if isinstance(other, Named):
-            # The offset of a member that is a structure, and of a member of that.
+            # The offset of a member that is a structure, plus one inside that structure.
             return Named(total, f"{self.name}.{other.name.partition('::')[2]}")
         return Named(total, f"{self.name}{int(other):+d}" if other else self.name)
 
 
 class _NamingFacts(Facts):
-    """The same answers, as numbers that know what was asked."""
+    """The same answers as other facts, as numbers named after the question."""
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
@@ -91,26 +91,15 @@ def _renamed(member: Member, owner: str, path: str) -> Member:
 
 
 class Annotator(Emitter):
-    """Comments loads with the member, locals with their name, writes with their place."""
+    """An emitter whose code has comments: members, names of locals, places in the message."""
 
-    def __init__(
-        self,
-        facts: Facts,
-        viewer: Viewer,
-        *,
-        threads: bool,
-        size: int,
-        arena: bool,
-        host: Host,
-    ) -> None:
-        super().__init__(
-            _NamingFacts(facts), viewer, threads=threads, size=size, arena=arena, host=host
-        )
+    def __init__(self, facts: Facts, viewer: Viewer, **options: Any) -> None:
+        super().__init__(_NamingFacts(facts), viewer, **options)
         self._comments: dict[int, str] = {}
 
     def _emit(self, code: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> None:
         for number in (off, imm):
-            if isinstance(number, Named) and code != 0x85:  # a call names its function itself
+            if isinstance(number, Named) and code != CALL:  # the text of a call has the name
                 self._comments[len(self)] = number.name
         super()._emit(code, dst, src, off, imm)
 
@@ -125,17 +114,17 @@ class Annotator(Emitter):
         super().set(name, src)
 
     def put(self, off: int, src: int, size: int) -> None:
-        """Write ``src`` at ``off`` of the message."""
+        """Write ``src`` at offset ``off`` of the message."""
         self._comments[len(self)] = f"message +{off}"
         super().put(off, src, size)
 
     def take(self, dst: Reg, off: int, size: int) -> None:
-        """Read back a number of the message."""
+        """``dst`` = a number that was written at offset ``off`` of the message."""
         self._comments[len(self)] = f"message +{off}"
         super().take(dst, off, size)
 
     def assemble(self) -> Code:
-        """Resolve labels.  Raises AsmError."""
+        """The bytecode, with the comments.  Raises AsmError as `Assembler.assemble` does."""
         code = super().assemble()
         code.comments = self._comments
         return code

@@ -6,10 +6,10 @@
     >>> a.assemble().insns.hex(" ", 8)
     'b700000000000000 9500000000000000'
 
-Registers are `Reg` values and immediates are plain ints, so an operand says which
-it is.  The calling convention is the kernel's: R0 is the result, R1 to R5 are
-arguments and lost in a call, R6 to R9 are kept, R10 is the frame pointer.
-Encoding: Documentation/bpf/standardization/instruction-set.rst.
+A `Reg` operand is a register, any other int an immediate.  The calling convention is
+the kernel's: R0 is the result, R1 to R5 are arguments and are lost in a call, R6 to R9
+are preserved, R10 is the frame pointer.  The encoding is that of
+Documentation/bpf/standardization/instruction-set.rst.
 """
 
 from __future__ import annotations
@@ -20,8 +20,18 @@ from ..errors import TaskdiagError
 
 __all__ = (
     "ALU",
+    "CALL",
+    "EXIT",
+    "GOTO",
     "INSN",
     "JUMPS",
+    "LD_IMM64",
+    "PSEUDO_BTF_ID",
+    "PSEUDO_CALL",
+    "PSEUDO_FUNC",
+    "PSEUDO_KFUNC_CALL",
+    "PSEUDO_MAP_FD",
+    "PSEUDO_MAP_VALUE",
     "R0",
     "R1",
     "R2",
@@ -33,6 +43,7 @@ __all__ = (
     "R8",
     "R9",
     "R10",
+    "SRC_REG",
     "AsmError",
     "Assembler",
     "Code",
@@ -58,10 +69,10 @@ JUMPS = {
 
 _SIZES = {4: 0x00, 2: 0x08, 1: 0x10, 8: 0x18}
 
-_LDX, _ST, _STX, _ALU32, _JMP, _JMP32, _ALU64 = 0x61, 0x62, 0x63, 0x04, 0x05, 0x06, 0x07
-_SRC_REG = 0x08
-_LD_IMM64 = 0x18
-_CALL, _EXIT, _GOTO = 0x85, 0x95, 0x05
+LDX, ST, STX, ALU32, JMP, JMP32, ALU64 = 0x61, 0x62, 0x63, 0x04, 0x05, 0x06, 0x07
+SRC_REG = 0x08
+LD_IMM64 = 0x18
+CALL, EXIT, GOTO = 0x85, 0x95, 0x05
 
 # What the source register of an ld_imm64 or a call means (include/uapi/linux/bpf.h).
 PSEUDO_MAP_FD = 1
@@ -73,11 +84,11 @@ PSEUDO_KFUNC_CALL = 2
 
 
 class AsmError(TaskdiagError):
-    """The program cannot be encoded: a jump too far, a label missing, an operand off."""
+    """The program cannot be encoded: a label is missing, or a number does not fit."""
 
 
 class Reg(int):
-    """A register; everything else that is an int is an immediate."""
+    """A register, as an operand; any other int is an immediate."""
 
     def __repr__(self) -> str:
         return f"r{int(self)}"
@@ -89,12 +100,14 @@ R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = (Reg(number) for number in range(1
 class Code:
     """An assembled program.
 
-    ``insns`` is the bytecode; ``maps`` says which instructions load a map, by the
-    map's name, for whoever loads the program to fill in descriptors; ``notes`` are
-    what the code says about itself: (instruction, text).  ``functions`` are the
-    instructions where functions begin, if the kernel calls any of them back: then it
-    wants to be told.  Only people ask for the rest: ``labels`` are names of
-    instructions, ``comments`` texts to instructions.
+    ``insns``      the bytecode
+    ``maps``       (instruction, map name) of each load of a map: whoever loads the
+                   program fills in the map's descriptor
+    ``notes``      (instruction, text): what the code from this instruction on is for
+    ``functions``  the first instruction of each function, if the kernel calls one of
+                   them back (it must then be told of all); else empty
+    ``labels``     the instruction of each label, for listings
+    ``comments``   a text for some instructions, for listings
     """
 
     __slots__ = ("comments", "functions", "insns", "labels", "maps", "notes")
@@ -116,7 +129,7 @@ class Code:
         self.functions = functions or []
 
     def note_at(self, insn: int) -> str:
-        """The note in force at an instruction: what the code there is for."""
+        """The last note before or at an instruction: what the code there is for."""
         found = ""
         for at, text in self.notes:
             if at > insn:
@@ -126,7 +139,7 @@ class Code:
 
 
 class Assembler:
-    """Collects instructions; `assemble` resolves labels and gives the bytecode."""
+    """Collects instructions; `assemble` turns them into bytecode."""
 
     def __init__(self) -> None:
         self._insns: list[tuple[int, int, int, int]] = []
@@ -152,9 +165,9 @@ class Assembler:
 
     def alu(self, op: str, dst: Reg, src: int, *, bits: int = 64) -> None:
         """``dst = dst op src``; a 32-bit operation clears the upper half."""
-        code = ALU[op] | (_ALU64 if bits == 64 else _ALU32)
+        code = ALU[op] | (ALU64 if bits == 64 else ALU32)
         if isinstance(src, Reg):
-            self._emit(code | _SRC_REG, dst, src)
+            self._emit(code | SRC_REG, dst, src)
         else:
             self._emit(code, dst, imm=src)
 
@@ -167,14 +180,14 @@ class Assembler:
 
     def load(self, dst: Reg, base: Reg, off: int, size: int = 8) -> None:
         """``dst = *(u<size * 8> *)(base + off)``"""
-        self._emit(_LDX | _SIZES[size], dst, base, off)
+        self._emit(LDX | _SIZES[size], dst, base, off)
 
     def store(self, base: Reg, off: int, src: int, size: int = 8) -> None:
         """``*(u<size * 8> *)(base + off) = src``"""
         if isinstance(src, Reg):
-            self._emit(_STX | _SIZES[size], base, src, off)
+            self._emit(STX | _SIZES[size], base, src, off)
         else:
-            self._emit(_ST | _SIZES[size], base, 0, off, src)
+            self._emit(ST | _SIZES[size], base, 0, off, src)
 
     # --- References ---------------------------------------------------------
 
@@ -182,16 +195,16 @@ class Assembler:
         if high is None:
             value &= 0xFFFFFFFFFFFFFFFF
             value, high = value & 0xFFFFFFFF, value >> 32
-        self._emit(_LD_IMM64, dst, src, 0, signed32(value))
+        self._emit(LD_IMM64, dst, src, 0, signed32(value))
         self._emit(0, 0, 0, 0, signed32(high))
 
     def map(self, dst: Reg, name: str) -> None:
-        """``dst`` = the map, as helpers take it."""
+        """``dst`` = a map, as helpers take it."""
         self._maps.append((len(self), name))
         self._ld_imm64(dst, PSEUDO_MAP_FD, 0)
 
     def map_value(self, dst: Reg, name: str, off: int = 0) -> None:
-        """``dst`` = the address of byte ``off`` of an array map's only value."""
+        """``dst`` = the address of byte ``off`` in the value of an array map with one entry."""
         self._maps.append((len(self), name))
         self._ld_imm64(dst, PSEUDO_MAP_VALUE, 0, off)
 
@@ -202,61 +215,61 @@ class Assembler:
     # --- Control ------------------------------------------------------------
 
     def label(self, name: str) -> None:
-        """The next instruction is ``name``."""
+        """Define a label: the next instruction."""
         if name in self._labels:
             raise AsmError(f"label {name} is defined twice")
         self._labels[name] = len(self)
 
     def fresh(self, stem: str = "l") -> str:
-        """A label name that nothing else has."""
+        """A name for a label, different from all others."""
         self._fresh += 1
         return f"{stem}.{self._fresh}"
 
     def jump(self, cond: str, dst: Reg, src: int, label: str, *, bits: int = 64) -> None:
-        """Go to ``label`` if ``dst cond src``; ``&`` tests for common bits."""
+        """Go to ``label`` if ``dst cond src``; ``&`` is true if they have a bit in common."""
         self._jumps.append((len(self), label))
-        code = JUMPS[cond] | (_JMP if bits == 64 else _JMP32)
+        code = JUMPS[cond] | (JMP if bits == 64 else JMP32)
         if isinstance(src, Reg):
-            self._emit(code | _SRC_REG, dst, src)
+            self._emit(code | SRC_REG, dst, src)
         else:
             self._emit(code, dst, imm=src)
 
     def goto(self, label: str) -> None:
         """Go to ``label``."""
         self._jumps.append((len(self), label))
-        self._emit(_GOTO)
+        self._emit(GOTO)
 
     def call(self, helper: int) -> None:
         """Call a helper by number (``enum bpf_func_id``)."""
-        self._emit(_CALL, imm=helper)
+        self._emit(CALL, imm=helper)
 
     def call_kfunc(self, btf_id: int) -> None:
         """Call a kernel function by the BTF id of its FUNC."""
-        self._emit(_CALL, 0, PSEUDO_KFUNC_CALL, 0, btf_id)
+        self._emit(CALL, 0, PSEUDO_KFUNC_CALL, 0, btf_id)
 
     def call_local(self, label: str) -> None:
-        """Call a subprogram of this program; it has R6 to R9 and a frame of its own."""
+        """Call a function of this program, which has its own R6 to R9 and its own frame."""
         self._calls.append((len(self), label))
-        self._emit(_CALL, 0, PSEUDO_CALL)
+        self._emit(CALL, 0, PSEUDO_CALL)
 
     def function(self, dst: Reg, label: str) -> None:
-        """``dst`` = the address of a subprogram, for a helper to call back."""
+        """``dst`` = the address of a function of this program, for a helper to call back."""
         self._callbacks = True
         self._calls.append((len(self), label))
         self._ld_imm64(dst, PSEUDO_FUNC, 0)
 
     def exit(self) -> None:
         """Return R0."""
-        self._emit(_EXIT)
+        self._emit(EXIT)
 
     # --- The result -----------------------------------------------------------
 
     def note(self, text: str) -> None:
-        """Say what the instructions from here on are for."""
+        """State what the instructions from here on are for."""
         self._notes.append((len(self), text))
 
     def assemble(self) -> Code:
-        """Resolve labels.  Raises AsmError."""
+        """Resolve the labels; gives the bytecode.  Raises AsmError."""
         insns = list(self._insns)
         for at, name in self._jumps:
             code, regs, _, imm = insns[at]
@@ -288,7 +301,7 @@ class Assembler:
 
 
 def signed32(value: int) -> int:
-    """The lower 32 bits of a number as a signed one: as instructions have immediates.
+    """The lower 32 bits of a number as a signed number, the form that immediates have.
 
     >>> signed32(0xFFFFFFFE)
     -2

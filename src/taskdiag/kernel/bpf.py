@@ -6,6 +6,7 @@ Constants and layouts are those of ``union bpf_attr`` (include/uapi/linux/bpf.h)
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from struct import Struct, pack, pack_into
 
@@ -15,6 +16,10 @@ from .asm import INSN, Code
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from signal import SIG_BLOCK, SIG_SETMASK, pthread_sigmask, valid_signals
+else:
+    # Part of every interpreter, where `signal` takes time to import.
+    from _signal import SIG_BLOCK, SIG_SETMASK, pthread_sigmask, valid_signals
 
 __all__ = (
     "BpfError",
@@ -49,8 +54,9 @@ _ITER_ATTR = Struct("=II")
 _ELEM_ATTR = Struct("=I4xQQQ")
 _BTF_ATTR = Struct("=QQIII4x")
 
-# BTF for programs with functions that are called back: one FUNC, static, of no
-# parameters, which stands for all of them.
+# The kernel requires BTF with a program whose functions it calls back.  One type is enough
+# for all of them: FUNC taskdiag, static, without parameters.  These are the bytes that
+# BtfBuilder makes (a test compares them), so that no program has to import it.
 _STRINGS = b"\0long\0taskdiag\0"
 _FUNCTION_BTF = (
     pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, 40, 40, len(_STRINGS))
@@ -61,20 +67,24 @@ _FUNCTION_BTF = (
 )
 _FUNCTION_ID = 3
 
-# "Dual MIT/GPL" is what license_is_gpl_compatible() (include/linux/license.h) accepts
-# for code under our licence; the tracing helpers are for such programs only.
+#: How often the kernel is asked to check a program again (as libbpf does).
+_ATTEMPTS = 5
+
+# The tracing helpers are only for programs with a licence that is compatible with the GPL.
+# "Dual MIT/GPL" is the string for our licence that license_is_gpl_compatible() accepts
+# (include/linux/license.h).
 _LICENSE = ctypes.create_string_buffer(b"Dual MIT/GPL")
 
 
 class BpfError(EngineUnavailable):
-    """bpf(2) failed; ``errno`` says how."""
+    """bpf(2) failed, with this ``errno``."""
 
 
 class VerifierError(BpfError):
     """The verifier rejected a program.
 
-    ``where`` is the note of the code at fault (a group or a field), ``log`` the
-    verifier's whole log.
+    ``where`` is the note of the rejected code (a group or a field), ``log`` the whole log
+    of the verifier.
     """
 
     def __init__(self, errno: int, where: str, log: str) -> None:
@@ -90,9 +100,9 @@ _number = _NR_BPF.get(os.uname().machine)
 
 
 def bpf(command: int, attr: bytes | bytearray) -> int:
-    """Make the call; gives its result.  Raises BpfError."""
+    """The result of the system call, often a descriptor.  Raises BpfError."""
     if _number is None:
-        raise BpfError(38, f"bpf(2) has no known number on {os.uname().machine}")
+        raise BpfError(errno.ENOSYS, f"the number of bpf(2) on {os.uname().machine} is not known")
     buffer = ctypes.create_string_buffer(bytes(attr), len(attr))
     result: int = _syscall(
         ctypes.c_long(_number), ctypes.c_int(command), buffer, ctypes.c_uint(len(attr))
@@ -104,7 +114,7 @@ def bpf(command: int, attr: bytes | bytearray) -> int:
 
 
 def create_map(kind: int, key_size: int, value_size: int, entries: int, flags: int = 0) -> int:
-    """A new map's descriptor.  Raises BpfError."""
+    """The descriptor of a new map.  Raises BpfError."""
     return bpf(_MAP_CREATE, _MAP_ATTR.pack(kind, key_size, value_size, entries, flags))
 
 
@@ -124,7 +134,7 @@ def map_update(fd: int, key: bytes, value: bytes) -> None:
 
 
 def btf_load(blob: bytes) -> int:
-    """A descriptor for a program's own BTF.  Raises BpfError."""
+    """Load BTF for a program; gives its descriptor.  Raises BpfError."""
     data = ctypes.create_string_buffer(blob, len(blob))
     return bpf(_BTF_LOAD, _BTF_ATTR.pack(_address(data), 0, len(blob), 0, 0))
 
@@ -142,7 +152,7 @@ def load_program(
     ``attach_btf_id`` is the BTF id of the iterator's function (``bpf_iter_task``),
     ``maps`` the descriptors for the maps that the code names.
 
-    Raises VerifierError with the verifier's words, BpfError for anything else.
+    Raises VerifierError with the verifier's log, BpfError for anything else.
     """
     insns = bytearray(code.insns)
     for at, wanted in code.maps:
@@ -164,15 +174,17 @@ def load_program(
         )  # fmt: skip
 
     try:
-        return bpf(_PROG_LOAD, attr(0, None))
+        return _load(attr(0, None))
     except BpfError as error:
-        # The log is made only when it is needed: it costs more than the check itself.
+        if error.errno == errno.EAGAIN:
+            raise
+        # Ask for the log only now: writing it takes longer than the check itself.
         log = ctypes.create_string_buffer(1 << 22)
         try:
-            return bpf(_PROG_LOAD, attr(1, log))
-        except BpfError:
+            return _load(attr(1, log))
+        except BpfError as again:
             words = log.value.decode("utf-8", "replace")
-            if not words:
+            if not words or again.errno == errno.EAGAIN:
                 raise error from None
             where = code.note_at(_last_insn(words)) or "the program"
             raise VerifierError(error.errno or 0, where, words) from None
@@ -181,8 +193,31 @@ def load_program(
             os.close(btf)
 
 
+def _load(attr: bytes) -> int:
+    """BPF_PROG_LOAD, undisturbed by signals.
+
+    The verifier gives up with EAGAIN when a signal is pending (do_check(),
+    kernel/bpf/verifier.c), and a process with an interval timer always has one.  So signals
+    are blocked meanwhile.  SIGSTOP cannot be, so the call is repeated as well.
+    """
+    mask = pthread_sigmask(SIG_BLOCK, valid_signals())
+    try:
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return bpf(_PROG_LOAD, attr)
+            except BpfError as error:
+                if error.errno != errno.EAGAIN:
+                    raise
+        return bpf(_PROG_LOAD, attr)
+    finally:
+        pthread_sigmask(SIG_SETMASK, mask)
+
+
 def create_link(program: int, tid: int = 0, pid: int = 0) -> int:
-    """Attach an iterator program; ``tid`` or ``pid`` narrow it to a thread or a process."""
+    """Attach an iterator program, to all tasks or to one thread (``tid``) or process (``pid``).
+
+    Gives the link's descriptor.  Raises BpfError.
+    """
     if not tid and not pid:
         return bpf(_LINK_CREATE, _LINK_ATTR.pack(program, 0, _ATTACH_TRACE_ITER, 0, 0, 0))
     # struct bpf_iter_link_info: since Linux kernel commit f0d74c4da1f0 ("bpf:
@@ -195,7 +230,7 @@ def create_link(program: int, tid: int = 0, pid: int = 0) -> int:
 
 
 def create_iterator(link: int) -> int:
-    """A descriptor to read one run of a link's iterator from."""
+    """A descriptor that one run of the link's program can be read from.  Raises BpfError."""
     return bpf(_ITER_CREATE, _ITER_ATTR.pack(link, 0))
 
 
@@ -208,7 +243,7 @@ def _length(buffer: ctypes.Array[ctypes.c_char] | None) -> int:
 
 
 def _last_insn(log: str) -> int:
-    """The number of the last instruction that the verifier spoke of."""
+    """The number of the last instruction that the verifier's log mentions, or 0."""
     for line in reversed(log.splitlines()):
         number, colon, _ = line.partition(":")
         if colon and number.isdigit():

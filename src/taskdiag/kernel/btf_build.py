@@ -1,7 +1,7 @@
-"""Writing BTF: what a program brings along when it is loaded, and small blobs for tests.
+"""Building BTF: the types that a program is loaded with, and made-up kernels for tests.
 
-The kernel wants BTF with a program whose functions are called back (bpf_loop before
-it would take any): the types of those functions.
+The kernel requires the types of a program's functions if it calls any of them back, as
+bpf_loop does.
 
     >>> build = BtfBuilder()
     >>> u32, ptr = build.integer("unsigned int", 4), build.ptr(0)
@@ -33,10 +33,10 @@ _NUMBER = {name: number for number, name in enumerate(KINDS)}
 
 
 class BtfBuilder:
-    """Collects types; each method adds one and returns its id (0 is void).
+    """Collects types.  Each method adds one and returns its id; 0 is ``void``.
 
-    Members are (name, type, bit offset) or (name, type, bit offset, bit-field size);
-    one with the name "" is anonymous.
+    A member is (name, type, bit offset) or (name, type, bit offset, bit-field size).
+    Without a name it is anonymous.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class BtfBuilder:
         return len(self._types) + 1
 
     def string(self, text: str) -> int:
-        """The offset of a name in the string section, added if it is new."""
+        """The offset of a name in the string section, where it is added if it is new."""
         at = self._offsets.get(text)
         if at is None:
             at = self._offsets[text] = len(self._strings)
@@ -64,7 +64,7 @@ class BtfBuilder:
         vlen: int = 0,
         flag: bool = False,
     ) -> int:
-        """Any type: its third word is a size or another type, ``words`` follow."""
+        """Any type.  ``third`` is a size or another type, ``words`` are what follows it."""
         info = flag << 31 | _NUMBER[kind] << 24 | vlen
         tail = [word & 0xFFFFFFFF for word in words]
         self._types.append(
@@ -82,7 +82,7 @@ class BtfBuilder:
         char: bool = False,
         boolean: bool = False,
     ) -> int:
-        """An integer of ``size`` bytes, of which ``bits`` from ``offset`` on are used."""
+        """An integer of ``size`` bytes; it may use only ``bits`` bits, from ``offset`` on."""
         encoding = _SIGNED * signed | _CHAR * char | _BOOL * boolean
         word = encoding << 24 | offset << 16 | (8 * size if bits is None else bits)
         return self.raw("int", name, size, [word])
@@ -96,7 +96,7 @@ class BtfBuilder:
         return self.raw("ptr", "", to)
 
     def typedef(self, name: str, to: int) -> int:
-        """Another name of a type."""
+        """Another name for a type."""
         return self.raw("typedef", name, to)
 
     def const(self, of: int) -> int:
@@ -112,7 +112,7 @@ class BtfBuilder:
         return self.raw("restrict", "", of)
 
     def type_tag(self, name: str, of: int) -> int:
-        """A type that a pointer points to, tagged ("rcu", "user")."""
+        """A tag ("rcu", "user") on the type that a pointer points to."""
         return self.raw("type_tag", name, of)
 
     def decl_tag(self, name: str, of: int, component: int = -1) -> int:
@@ -120,7 +120,7 @@ class BtfBuilder:
         return self.raw("decl_tag", name, of, [component])
 
     def array(self, element: int, count: int, index: int) -> int:
-        """An array; ``index`` is the type of its indices, any integer."""
+        """An array.  ``index`` is the type of its indices, which may be any integer."""
         return self.raw("array", "", 0, [element, index, count])
 
     def struct(self, name: str, size: int, members: Sequence[tuple[str | int, ...]]) -> int:
@@ -132,23 +132,23 @@ class BtfBuilder:
         return self._composite("union", name, size, members)
 
     def fwd(self, name: str, union: bool = False) -> int:
-        """A structure or union that is only declared."""
+        """The declaration of a structure or union."""
         return self.raw("fwd", name, flag=union)
 
     def enum(
         self, name: str, values: Sequence[tuple[str, int]], size: int = 4, signed: bool = False
     ) -> int:
-        """An enumeration of at most 32 bits."""
+        """An enumeration with values of at most 32 bits."""
         words = [word for text, value in values for word in (self.string(text), value)]
         return self.raw("enum", name, size, words, len(values), signed)
 
     def enum64(self, name: str, values: Sequence[tuple[str, int]], signed: bool = False) -> int:
-        """An enumeration of 64 bits."""
+        """An enumeration with values of 64 bits."""
         words = [word for text, value in values for word in (self.string(text), value, value >> 32)]
         return self.raw("enum64", name, 8, words, len(values), signed)
 
     def func_proto(self, returns: int, parameters: Sequence[tuple[str, int]]) -> int:
-        """A function's type; a last parameter ("", 0) stands for "..."."""
+        """The type of a function.  As last parameter, ("", 0) stands for "..."."""
         words = [word for text, type in parameters for word in (self.string(text), type)]
         return self.raw("func_proto", "", returns, words, len(parameters))
 
@@ -161,12 +161,12 @@ class BtfBuilder:
         return self.raw("var", name, type, [linkage])
 
     def datasec(self, name: str, size: int, variables: Sequence[tuple[int, int, int]]) -> int:
-        """A section: (variable, offset, size) of each."""
+        """A section, given by the (variable, offset, size) of each of its variables."""
         words = [word for variable in variables for word in variable]
         return self.raw("datasec", name, size, words, len(variables))
 
     def blob(self) -> bytes:
-        """The BTF, header and all."""
+        """The complete BTF, with its header."""
         types, strings = b"".join(self._types), bytes(self._strings)
         head = HEADER.pack(MAGIC, 1, 0, HEADER.size, 0, len(types), len(types), len(strings))
         return head + types + strings
@@ -177,7 +177,7 @@ class BtfBuilder:
         # With kind_flag an offset word holds the bit-field's size in its top byte.
         flag = any(len(member) > 3 for member in members)
         words: list[int] = []
-        self.string(name)  # first, for strings in the order of the text
+        self.string(name)  # so that its string comes before those of the members
         for text, type, offset, *bits in members:
             width = bits[0] if bits else 0
             words += (self.string(str(text)), int(type), int(offset) | int(width) << 24)

@@ -1,28 +1,32 @@
-"""Small files that a later start may believe: where they lie, and when to believe them.
+"""Small files that are kept from one run to the next: where they are, and which to trust.
 
-A cached file is trusted only if it is a plain file, of this user, that no one else may
-write, in a directory of which the same holds, and if its first lines and its checksum say
-that it is whole and answers exactly this question about exactly this kernel.  Anything
-else is as if it were not there, and so is a place where nothing can be written: a cache
-never fails, it only misses.
+A cached file is used only if
 
-The checksum is against accidents.  Against people there is the ownership: whoever can
-write as this user, or as root, needs no cache to do harm.
+- it is a regular file that belongs to this user and that nobody else may write,
+- the same holds for its directory,
+- its first lines name exactly this kernel and this question, and
+- its checksum is right.
+
+Any other file is ignored, and a directory that cannot be written to is not an error: the
+cache then has no answers.
+
+The checksum protects against accidents, the ownership against other users.  Someone who
+can write as this user, or as root, can do harm without the cache.
 """
 
 from __future__ import annotations
 
 import os
 
-# The interpreter's own checksum of .pyc files (importlib.util.source_hash), 64 bits of
-# SipHash.  Built in: importing zlib or hashlib for this would cost more than all else here.
+# The interpreter's checksum of .pyc files (importlib.util.source_hash), a SipHash of 64
+# bits.  It is built in: importing zlib or hashlib would take longer than the rest of this.
 from _imp import source_hash
 
 __all__ = ("BIGGEST", "Cache", "directory")
 
-#: Bytes that a cached file has at most.
+#: Largest size of a cached file, in bytes.
 BIGGEST = 1 << 20
-#: Files that the directory has at most; then the oldest go.
+#: Most files in the directory; then the oldest are removed.
 _MOST = 64
 _STALE_SECONDS = 3600
 
@@ -35,12 +39,14 @@ _S_IFMT, _S_IFREG = 0o170000, 0o100000
 
 
 def directory() -> str | None:
-    """Where this user's cached files belong, or None if they have no such place.
+    """The directory for this user's cached files, or None if there is none.
 
-    TASKDIAG_CACHE names the directory itself; if it is empty nothing is cached.
-    Else XDG_CACHE_HOME or, failing that, /var/cache for root and ~/.cache for others.
-    Root follows XDG_CACHE_HOME only into a directory of root's: `sudo -E` brings along
-    the caller's, and its HOME is as likely the caller's, so that is not asked.
+    It is TASKDIAG_CACHE if that is set; if that is empty, nothing is cached.  Otherwise it
+    is ``taskdiag`` in XDG_CACHE_HOME, else in /var/cache for root and in ~/.cache for
+    other users.
+
+    With ``sudo -E`` XDG_CACHE_HOME may be that of the caller.  So root uses it only if it
+    is a directory that belongs to root, and never uses HOME.
     """
     environ = os.environ
     chosen = environ.get("TASKDIAG_CACHE")
@@ -59,7 +65,7 @@ def directory() -> str | None:
 
 
 def _ours(path: str) -> bool:
-    """Whether this is this user's, and nobody else may write there."""
+    """Whether the path belongs to this user, and nobody else may write to it."""
     try:
         return _owned(os.stat(path))
     except (OSError, ValueError):
@@ -86,7 +92,7 @@ class Cache:
         self._family = source_hash(_SEED, self._identity).hex()
 
     def read(self, key: str) -> bytes | None:
-        """What was written under that key, or None if there is nothing to believe."""
+        """The data written under that key, or None if there is none to be trusted."""
         folder = self._open()
         if folder is None:
             return None
@@ -99,9 +105,9 @@ class Cache:
         return self._unseal(key, data)
 
     def write(self, key: str, data: bytes) -> bool:
-        """Keep ``data`` under that key; False if that cannot be done.
+        """Write ``data`` under that key; False if that is not possible.
 
-        A reader finds the old file or the new, never half of one.
+        A reader finds either the old file or the new one, complete.
         """
         head = self._head(key)
         sealed = head + self._seal(head, data) + data
@@ -126,7 +132,7 @@ class Cache:
         return b"%b%b\n%b\n" % (_FORMAT, self._identity, _encoded(key))
 
     def _seal(self, head: bytes, data: bytes) -> bytes:
-        """The line that says that ``head`` and ``data`` belong together and are whole."""
+        """The line with the checksum over ``head`` and ``data``."""
         return source_hash(_SEED, head + source_hash(_SEED, data)).hex().encode() + b"\n"
 
     def _unseal(self, key: str, sealed: bytes) -> bytes | None:
@@ -138,7 +144,7 @@ class Cache:
         return data if sealed[len(head) : start] == self._seal(head, data) else None
 
     def _open(self, make: bool = False) -> int | None:
-        """A descriptor of the directory, if it is to be trusted."""
+        """A descriptor of the directory, or None if it is not to be trusted."""
         if self.where is None:
             return None
         try:
@@ -155,7 +161,7 @@ class Cache:
         return None
 
     def _prune(self, folder: int) -> None:
-        """Keep the directory small: forget other kernels first, then what is oldest."""
+        """Remove files if there are too many: first those of other kernels, then the oldest."""
         names = os.listdir(folder)
         if len(names) <= _MOST:
             return
@@ -164,7 +170,7 @@ class Cache:
         for name in names:
             temporary = name.startswith(_TEMPORARY)
             if not temporary and not (len(name) == 33 and name[16] == "-"):
-                continue  # nothing of ours
+                continue  # not a file of this cache
             try:
                 age = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime
             except FileNotFoundError:
@@ -174,7 +180,7 @@ class Cache:
         ages.sort()
         for _, age, name in ages[: len(names) - _MOST * 3 // 4]:
             if name.startswith(_TEMPORARY) and newest - age < _STALE_SECONDS:
-                continue  # being written
+                continue  # someone may be writing it
             _forget_file(name, folder)
 
 
@@ -183,7 +189,7 @@ def _encoded(key: str) -> bytes:
 
 
 def _make(path: str) -> None:
-    """The directory, and the one above it (~/.cache) where that is missing."""
+    """Make the directory, and also the one above it (~/.cache) if that is missing."""
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
@@ -194,7 +200,7 @@ def _make(path: str) -> None:
 
 
 def _read_file(name: str, folder: int) -> bytes:
-    """A file's bytes if it is one that only this user can have written, else none."""
+    """The bytes of a file that only this user can have written; none of any other file."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     file = os.open(name, flags, dir_fd=folder)
     try:
@@ -207,10 +213,10 @@ def _read_file(name: str, folder: int) -> bytes:
 
 
 def _replace_file(name: str, data: bytes, folder: int) -> None:
-    """Put a file in place of another at once.
+    """Replace a file atomically.
 
-    There is no fsync: after a power cut the file may be empty or torn, the checksum
-    tells, and it is written again.
+    There is no fsync: if the file is incomplete after a power failure, its checksum is
+    wrong, and it will be written again.
     """
     temporary = f"{_TEMPORARY}{os.getpid()}-{os.urandom(8).hex()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

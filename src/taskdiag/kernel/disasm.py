@@ -1,4 +1,4 @@
-"""The disassembler: bytecode as text, in the words of the kernel's verifier.
+"""The disassembler: bytecode as text, in the syntax of the kernel's verifier.
 
     >>> a = Assembler()
     >>> a.load(R1, R6, 1264, 4)
@@ -6,15 +6,15 @@
     >>> a.call(127)
     >>> a.label("skip")
     >>> a.exit()
-    >>> print("\n".join(listing(a.assemble())))
+    >>> print("\\n".join(listing(a.assemble())))
          0  r1 = *(u32 *)(r6 +1264)
          1  if r1 == 0x0 goto skip
          2  call bpf_seq_write#127
     skip:
          3  exit
 
-kernel/bpf/disasm.c (print_bpf_insn); jumps name their labels, and maps, helpers and kernel
-functions are called by their names.
+The syntax is that of print_bpf_insn() in kernel/bpf/disasm.c, with names instead of
+numbers for the targets of jumps, for maps, helpers and kernel functions.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 __all__ = ("disassemble", "listing")
 
 _LDX, _ST, _STX, _JMP, _ALU32, _JMP32, _ALU64 = 1, 2, 3, 5, 4, 6, 7
-# Of an ld_imm64: the address of a subprogram (include/uapi/linux/bpf.h).
-_PSEUDO_FUNC = 4
 _SIZES = {0x00: "u32", 0x08: "u16", 0x10: "u8", 0x18: "u64"}
 _MODE, _MODE_MEM = 0xE0, 0x60
 
@@ -49,15 +47,15 @@ _HELPER_NAMES = {number: name for name, number in HELPERS.items()}
 def disassemble(
     code: Code, name_of: Callable[[int], str] | None = None
 ) -> Iterator[tuple[int, str]]:
-    """(number, text) of every instruction.
+    """The number and the text of every instruction.
 
     ``name_of`` gives the name of a BTF id, as `btf.Btf.name` does; without it kernel
-    functions and variables stay numbers.
+    functions and variables are shown as numbers.
 
-    Raises AsmError if the code is no whole number of instructions.
+    Raises AsmError if the code is not a whole number of instructions.
     """
     if len(code.insns) % INSN.size:
-        raise AsmError(f"{len(code.insns)} bytes are no whole number of instructions")
+        raise AsmError(f"{len(code.insns)} bytes are not a whole number of instructions")
     insns = list(INSN.iter_unpack(code.insns))
     names = _targets(code, insns)
     maps = dict(code.maps)
@@ -65,7 +63,7 @@ def disassemble(
     for at, insn in enumerate(insns):
         if skip:
             skip = False
-        elif insn[0] == asm._LD_IMM64 and at + 1 < len(insns):
+        elif insn[0] == asm.LD_IMM64 and at + 1 < len(insns):
             yield at, _wide(at, insn, insns[at + 1][3], names, maps.get(at), name_of)
             skip = True
         else:
@@ -77,9 +75,9 @@ def listing(
     name_of: Callable[[int], str] | None = None,
     describe: Callable[[str], str] = str,
 ) -> Iterator[str]:
-    """The lines of a program for people: labels, notes as headings, comments behind.
+    """A program as lines of text, with labels, comments, and its notes as headings.
 
-    ``describe`` makes a heading of a note.  Raises AsmError as `disassemble` does.
+    ``describe`` turns a note into a heading.  Raises AsmError as `disassemble` does.
     """
     labels: dict[int, list[str]] = {}
     for at, name in _targets(code, list(INSN.iter_unpack(code.insns))).items():
@@ -96,8 +94,7 @@ def listing(
 
 
 def _targets(code: Code, insns: list[tuple[int, int, int, int]]) -> dict[int, str]:
-    """Names for the instructions that are jumped to or called: the label's, else L and
-    the number."""
+    """The targets of jumps and calls, with their label or else a name like ``L12``."""
     known: dict[int, str] = {}
     for name, at in code.labels.items():
         known.setdefault(at, name.replace(" ", "_"))
@@ -110,13 +107,13 @@ def _targets(code: Code, insns: list[tuple[int, int, int, int]]) -> dict[int, st
 
 
 def _target(at: int, insn: tuple[int, int, int, int]) -> int | None:
-    """The instruction that one may continue at, besides the next."""
+    """The target of an instruction that jumps, calls or takes an address, else None."""
     code, registers, off, imm = insn
-    if code == asm._LD_IMM64:
-        return at + 1 + imm if registers >> 4 == _PSEUDO_FUNC else None
-    if code == asm._CALL:
+    if code == asm.LD_IMM64:
+        return at + 1 + imm if registers >> 4 == asm.PSEUDO_FUNC else None
+    if code == asm.CALL:
         return at + 1 + imm if registers >> 4 == asm.PSEUDO_CALL else None
-    if code == asm._GOTO or (code & 7 in (_JMP, _JMP32) and code & 0xF0 in _CONDITIONS):
+    if code == asm.GOTO or (code & 7 in (_JMP, _JMP32) and code & 0xF0 in _CONDITIONS):
         return at + 1 + off
     return None
 
@@ -130,26 +127,26 @@ def _narrow(
     code, registers, off, imm = insn
     dst, src = registers & 15, registers >> 4
     kind = code & 7
-    if code == asm._EXIT:
+    if code == asm.EXIT:
         return "exit"
-    if code == asm._CALL and src != asm.PSEUDO_CALL:
+    if code == asm.CALL and src != asm.PSEUDO_CALL:
         return f"call {_function(src, imm, name_of)}"
     to = _target(at, insn)
     if to is not None:
         where = names.get(to, f"pc{to - at - 1:+d}")
-        if code == asm._CALL:
+        if code == asm.CALL:
             return f"call {where}"
-        if code == asm._GOTO:
+        if code == asm.GOTO:
             return f"goto {where}"
         letter = "r" if kind == _JMP else "w"
-        right = f"{letter}{src}" if code & asm._SRC_REG else f"{imm & 0xFFFFFFFF:#x}"
+        right = f"{letter}{src}" if code & asm.SRC_REG else f"{imm & 0xFFFFFFFF:#x}"
         return f"if {letter}{dst} {_CONDITIONS[code & 0xF0]} {right} goto {where}"
     if kind in (_ALU32, _ALU64) and code & 0xF0 in _ALU_NAMES and not off:
         letter = "r" if kind == _ALU64 else "w"
         name = _ALU_NAMES[code & 0xF0]
         if name == "neg":
             return f"{letter}{dst} = -{letter}{dst}"
-        right = f"{letter}{src}" if code & asm._SRC_REG else str(imm)
+        right = f"{letter}{src}" if code & asm.SRC_REG else str(imm)
         return f"{letter}{dst} {_OPERATORS[name]} {right}"
     if kind in (_LDX, _ST, _STX) and code & _MODE == _MODE_MEM:
         size = _SIZES[code & 0x18]
@@ -168,7 +165,7 @@ def _wide(
     map_name: str | None,
     name_of: Callable[[int], str] | None,
 ) -> str:
-    """An ld_imm64: a number of 64 bits, or what its source register says."""
+    """The text of an ld_imm64: a 64-bit number, or a reference (see `asm.PSEUDO_FUNC`)."""
     _, registers, _, low = insn
     dst, src = registers & 15, registers >> 4
     if src in (asm.PSEUDO_MAP_FD, asm.PSEUDO_MAP_VALUE):
@@ -176,7 +173,7 @@ def _wide(
         return f"r{dst} = {text}" if src == asm.PSEUDO_MAP_FD else f"r{dst} = {text}[0]+{high}"
     if src == asm.PSEUDO_BTF_ID:
         return f"r{dst} = &{_named(low, name_of)}"
-    if src == _PSEUDO_FUNC:
+    if src == asm.PSEUDO_FUNC:
         return f"r{dst} = &{names.get(at + 1 + low, f'pc{low:+d}')}"
     return f"r{dst} = {(high & 0xFFFFFFFF) << 32 | low & 0xFFFFFFFF:#x}"
 

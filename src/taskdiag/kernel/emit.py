@@ -1,11 +1,11 @@
-"""What every kernel subject needs to emit code: member loads, locals, the message under way.
+"""What all kernel subjects need to emit code: member loads, locals, the current message.
 
-The registers of an iterator program, all through:
+Registers have the same use throughout an iterator program:
 
     R6  the task               R8  its signal_struct
-    R7  its mm, 0 if none      R9  the arena, where the program has one
-    R0 to R5 are scratch: a call, and every function of the subject modules, may
-    lose them.  A function that computes a number leaves it in R0.
+    R7  its mm, 0 if none      R9  the arena, if the program has one
+    R0 to R5 are scratch: any call, and any function of the subject modules, may
+    change them.  A function that computes a number leaves it in R0.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ __all__ = (
 
 TASK, MM, SIGNAL, ARENA = R6, R7, R8, R9
 
-#: Bytes of the stack kept for locals; the message takes the rest of the 512.
+#: Bytes of the stack for locals; the message has the rest of the 512.
 FRAME = 72
 
-#: Bytes of the arena: locals; a message of at most 32 KiB (the iterator's buffer); behind
-#: it, room for one path more.
+#: Size of the arena: locals, a message of at most 32 KiB (the iterator's buffer), and
+#: after it room for one more path.
 ARENA_SIZE = 48 << 10
 #: Where the message starts in the arena; R9 points there.
 ARENA_LOCALS = 64
@@ -67,11 +67,13 @@ _ROOTS = {
 
 
 class Host:
-    """What programs need to know of the running system besides its types.
+    """What programs need to know about the running system, other than its types.
 
-    ``per_cpu`` is ``__per_cpu_offset[]`` of the possible CPUs, ``special_ops`` the
-    address of ``special_mapping_vmops``, ``gate`` the record of the gate VMA (b"" if
-    there is none).  Each is asked for only by requests that need it.
+    ``per_cpu``      ``__per_cpu_offset[]`` of the possible CPUs
+    ``special_ops``  the address of ``special_mapping_vmops``
+    ``gate``         the record of the gate VMA, b"" if there is none
+
+    Each is determined when a request first needs it.
     """
 
     __slots__ = ("gate", "per_cpu", "special_ops")
@@ -115,7 +117,7 @@ class Emitter(Assembler):
     # --- Locals ---------------------------------------------------------------
 
     def local(self, name: str, size: int = 8) -> int:
-        """The frame offset of a local, made when it is first named."""
+        """The frame offset of a local, which gets its place when it is first used."""
         if name not in self._locals:
             self._used += size
             if self._used > (512 if self.arena else FRAME):
@@ -134,8 +136,8 @@ class Emitter(Assembler):
         self.store(base, at, src)
 
     def _place(self, name: str) -> tuple[Reg, int]:
-        # What a loop advances lies in the arena: the verifier forgets what it knew of
-        # numbers there, and so sees that one more turn of the loop brings nothing new.
+        # What changes from one turn of a loop to the next lies in the arena.  The verifier
+        # does not track numbers there, so it finds all turns alike and stops after a few.
         if name in _IN_ARENA:
             return ARENA, -8 * (1 + _IN_ARENA.index(name))
         return R10, self.local(name)
@@ -143,9 +145,9 @@ class Emitter(Assembler):
     # --- The kernel's structures -------------------------------------------------
 
     def follow(self, dst: Reg, base: Reg, struct: str, path: str) -> int:
-        """``dst = base->path``, through every pointer on the way; gives the value's size.
+        """``dst = base->path``, following the pointers in the path; gives the value's size.
 
-        What a pointer that leads nowhere points at reads as 0.
+        A load through a pointer that is not valid gives 0.
         """
         *hops, last = self.facts.path(struct, path)
         for hop in hops:
@@ -155,7 +157,7 @@ class Emitter(Assembler):
         return last.size
 
     def resolve(self, expression: str) -> tuple[Reg, str, str]:
-        """Where an expression like ``task->signal->cutime`` starts: register, structure, path."""
+        """The register, structure and path that ``task->signal->cutime`` starts with."""
         root, _, path = expression.partition("->")
         base, struct = _ROOTS[root]
         if path.startswith("signal->") and root == "task":
@@ -163,18 +165,18 @@ class Emitter(Assembler):
         return base, struct, path
 
     def follow_expression(self, dst: Reg, expression: str) -> int:
-        """The same for an expression from one of the roots, ``task->signal->cutime``."""
+        """`follow` for an expression that starts at a root: ``task->signal->cutime``."""
         base, struct, path = self.resolve(expression)
         return self.follow(dst, base, struct, path)
 
     def untrusted(self, dst: Reg, src: Reg, struct: str) -> None:
-        """``dst = src``, as a pointer to read through but not to hand to functions.
+        """``dst = src``, as a pointer that can be read through but not passed to functions.
 
-        For every pointer loaded through a trusted one the verifier looks for a list of
-        fields that inherit trust, by name in all of BTF: half a millisecond each.
+        For every pointer that is loaded through a trusted one, the verifier looks up, by
+        name in all of BTF, which fields inherit trust.  That takes half a millisecond.
         """
         # Since Linux kernel commit a35b9af4ec2c ("bpf: Add a kfunc for generic type cast")
-        # (in v6.2), the kind of pointer can be had.
+        # (in v6.2), there is a function for this.
         if self.facts.has("func", "bpf_rdonly_cast"):
             self.mov(R1, src)
             self.mov(R2, self.facts.type_id("struct", struct))
@@ -193,10 +195,10 @@ class Emitter(Assembler):
     # --- The message ---------------------------------------------------------------
 
     def put(self, off: int, src: int, size: int) -> None:
-        """Write ``src`` (a register, or an immediate) at ``off`` of the message.
+        """Write ``src`` (a register or an immediate) at offset ``off`` of the message.
 
-        The stack takes aligned stores only, so what is not aligned there is written in
-        pieces, and the register is lost.
+        Stores to the stack must be aligned.  An unaligned number is written in pieces,
+        which changes the register.
         """
         at = self._start + off
         if self.arena or not at % size:
@@ -212,7 +214,7 @@ class Emitter(Assembler):
                 self.alu("rsh", src, 8 * piece)
 
     def take(self, dst: Reg, off: int, size: int) -> None:
-        """Read back a number of the message, written whole."""
+        """``dst`` = a number that `put` wrote with this size at offset ``off`` of the message."""
         at = self._start + off
         if self.arena or not at % size:
             self.load(dst, self._out, at, size)
@@ -224,13 +226,13 @@ class Emitter(Assembler):
             self.alu("or", dst, R3)
 
     def address(self, dst: Reg, off: int) -> None:
-        """``dst`` = the address of ``off`` of the message."""
+        """``dst`` = the address of offset ``off`` of the message."""
         self.mov(dst, self._out)
         if self._start + off:
             self.alu("add", dst, self._start + off)
 
     def defer(self) -> None:
-        """Leave the rest of this task's message to procfs, and let the reader know."""
+        """Leave the rest of this task's message to procfs, and tell the engine so."""
         self.put(FLAGS, -(1 << 31), 4)
         self.map_value(R1, "deferred")
         self.load(R2, R1, 0)
@@ -238,7 +240,7 @@ class Emitter(Assembler):
         self.store(R1, 0, R2)
 
     def write(self, length: int) -> None:
-        """Hand the message to the reader; ``length`` is a register (R3) or a constant."""
+        """Write the message to the output; ``length`` is R3 or a constant."""
         if not (isinstance(length, Reg) and length == R3):
             self.mov(R3, length)
         self.address(R2, 0)
@@ -260,5 +262,5 @@ class Emitter(Assembler):
         self.label(done)
 
     def result(self, value: int) -> None:
-        """``R0 = value``, for code that reads as an expression."""
+        """``R0 = value``, for functions that leave a number in R0."""
         self.mov(R0, value)

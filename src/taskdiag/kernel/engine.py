@@ -353,10 +353,13 @@ class KernelEngine:
             reader.close()
 
     def _ask(self, program: Program) -> tuple[int, ...]:
-        """Run a program that writes u64 about this process' main thread, once."""
+        """Run a program that writes u64 about this thread, once."""
+        from _thread import get_native_id
+
         loaded = self._insert(program)
         try:
-            fd = loaded.iterate(tid=os.getpid())
+            # Not the main thread, which may have exited and has no memory then.
+            fd = loaded.iterate(tid=get_native_id())
             try:
                 data = os.read(fd, 4096)
             finally:

@@ -1,7 +1,7 @@
-"""What a request becomes: the programs and their annotated text, without loading anything.
+"""The programs of a request as annotated text, without loading them.
 
-Needs no privilege: programs come from type information that everybody may read.  What
-only the kernel could tell is stood in for, and named.
+This needs no privilege: programs are made from type information that everybody may read.
+Numbers that only the kernel knows are replaced by stand-ins, and the text says so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ("explain",)
 
-#: Addresses that no kernel would give, to be recognized in the listing.
+#: Not a possible kernel address, so that it is recognized in the listing.
 _STAND_IN = 0x1111_1111_1111_1111
 
 _WHICH = {
@@ -42,8 +42,8 @@ _WHICH = {
 def explain(request: Request, facts: Facts) -> Iterator[str]:
     """The lines that explain how the kernel engine would answer the request.
 
-    Raises EngineUnavailable if the kernel has no BTF, BtfError if it lacks a structure
-    that a group is read from.
+    Raises EngineUnavailable if the kernel has no BTF, or lacks a structure that a group is
+    read from.
     """
     lacking = missing_features(facts, threads=request.threads)
     elsewhere = Show(0)
@@ -51,15 +51,15 @@ def explain(request: Request, facts: Facts) -> Iterator[str]:
     for group in _groups(request.show):
         if lacking[group]:
             elsewhere |= group
-            yield f"; {_names(group)}: from procfs, for want of {lacking[group]}"
+            yield f"; {_names(group)}: from procfs (missing: {lacking[group]})"
     if elsewhere & Show.VMA_STAT and not elsewhere & Show.VMA:
         elsewhere |= Show.VMA
-        yield "; vma: from procfs as well, since vma_stat lies in its records"
+        yield "; vma: from procfs as well, since vma_stat is part of its records"
     viewer, host = _viewer(), _stand_in_host(request.show & ~elsewhere, facts)
     yield from _stand_ins(viewer, host)
     if request.strategy == Dump.CHILDREN:
         yield ""
-        yield f"; Before it: is there a process {request.pid}?"
+        yield f"; First: is there a process {request.pid}?"
         first = Request(Show(0), Dump.ONE, request.pid)
         yield from _program(first, compile_request(first, facts, viewer, host, Annotator), facts)
     inside = Request(request.show & ~elsewhere, request.strategy, request.pid, request.seq)
@@ -94,34 +94,34 @@ def _stand_in_host(show: Show, facts: Facts) -> Host:
 
 
 def _stand_ins(viewer: Viewer, host: Host) -> Iterator[str]:
-    """Says which numbers of the listing are not those of a real program."""
+    """Lines that say which numbers of the listing are not those of a real program."""
     if host.per_cpu:
         count = len(host.per_cpu)
         yield (
-            f"; stand-ins: {_STAND_IN:#x} and up for where the {count} CPUs keep their counters"
-            " (a real program has them from the kernel)"
+            f"; stand-ins: {_STAND_IN:#x} and up for the offsets of the {count} CPUs' data"
+            " (a real program has those of the kernel)"
         )
     if host.special_ops:
         yield (
             f"; stand-in: {_STAND_IN:#x} for the address of special_mapping_vmops"
-            " (a real program has it from the kernel)"
+            " (a real program has that of the kernel)"
         )
     if viewer.level:
         yield (
             f"; stand-in: level {viewer.level} for the depth of this pid namespace"
-            " (a real program has it from the kernel)"
+            " (a real program has that of the kernel)"
         )
     if viewer.rule is not None:
-        yield "; without CAP_SYS_PTRACE a program shows only what this user may trace: see access"
+        yield "; access: without CAP_SYS_PTRACE, only tasks that this user may trace are shown"
         if viewer.rule.level:
             yield (
                 "; stand-in: level 1, address 0 for this user namespace"
-                " (a real program has it from the kernel)"
+                " (a real program has those of the kernel)"
             )
 
 
 def _viewer() -> Viewer:
-    """This process as a viewer, as far as it can tell without asking the kernel."""
+    """This process as a viewer, as far as /proc shows it."""
     level, pids = _namespace("pid", INIT_PID_NS)
     depth, users = _namespace("user", INIT_USER_NS)
     uid, gid, caps = os.geteuid(), os.getegid(), effective()
@@ -133,7 +133,7 @@ def _viewer() -> Viewer:
 
 
 def _namespace(kind: str, first: int) -> tuple[int, int]:
-    """A guess at this process' depth in namespaces of that kind, and the inode number."""
+    """The depth of this process's namespace, 1 if it is not the first, and its inode number."""
     try:
         inode = os.stat(f"/proc/self/ns/{kind}").st_ino
     except OSError:
@@ -151,7 +151,7 @@ def _names(show: Show) -> str:
 
 
 def _describe(note: str) -> str:
-    """A note with what the catalogue says: ``base.ppid = parent_nr(task)``."""
+    """A note with the catalogue's entry: ``base.ppid = parent_nr(task)``."""
     group, _, field = note.partition(".")
     attr = next((attr for attr in abi.GROUPS if attr.name.lower() == group), None)
     if attr is None:

@@ -1,7 +1,7 @@
-"""What programs need to know of this kernel's types, remembered from one start to the next.
+"""Answers about this kernel's types, kept on disk from one start to the next.
 
-`Facts` answers what `btf.Btf` answers, in the same words, from a file of a few kilobytes;
-only a question that was never asked before costs reading the kernel's BTF (50 ms).
+`Facts` has the methods of `btf.Btf` and answers from a file of a few kilobytes.  Only a
+question that was never asked before makes it read the kernel's BTF, which takes 50 ms.
 
     >>> facts = Facts.live()
     >>> facts.member("struct task_struct", "tgid").offset
@@ -33,16 +33,19 @@ NOTES = "/sys/kernel/notes"
 _NOTE = Struct("=III")  # name size, description size, type
 _NT_GNU_BUILD_ID = 3
 _BTF_HEADER = 24
-#: Answers that the file keeps at most: ten times what all groups and filters together ask.
-_MOST = 2000
-_MOST_BYTES = 1 << 19
-_LONGEST = 8000
+#: Most answers that the file keeps: ten times what all groups together ask.
+_MAX_ANSWERS = 2000
+_MAX_BYTES = 1 << 19
+#: Longest question and answer that is kept, in characters.
+_MAX_LINE = 8000
 
 
 class Facts:
-    """Answers about one kernel's types.  See `btf.Btf` for what each method says and raises.
+    """Answers about one kernel's types.  `btf.Btf` documents each question.
 
-    ``load`` is called for the BTF when an answer is missing.
+    ``load`` reads the BTF; it is called when an answer is missing.  So any question may
+    raise EngineUnavailable, if the BTF cannot be read or is damaged, and NotFound, which
+    is a kind of it.
     """
 
     def __init__(self, store: cache.Cache, load: Callable[[], Btf]) -> None:
@@ -54,7 +57,10 @@ class Facts:
 
     @classmethod
     def live(cls, path: str = VMLINUX, notes: str = NOTES) -> Facts:
-        """Facts about the running kernel.  Raises EngineUnavailable if it has no BTF."""
+        """Facts about the running kernel.
+
+        Raises EngineUnavailable, naming the file, if the BTF is missing or unreadable.
+        """
 
         def load() -> Btf:
             from .btf import Btf
@@ -65,7 +71,7 @@ class Facts:
 
     @property
     def btf(self) -> Btf:
-        """The BTF itself, read now if it was not before."""
+        """The BTF itself, read on first use."""
         if self._btf is None:
             self._btf = self._load()
         return self._btf
@@ -81,7 +87,7 @@ class Facts:
         return self._known(f"type {kind} {name}", lambda btf: str(btf.type_id(kind, name)))
 
     def size(self, type: str | int) -> int:
-        """Bytes that a type takes."""
+        """The size of a type in bytes."""
         return self._number(f"size {type}", lambda btf: btf.size(type))
 
     def enumerator(self, name: str) -> int:
@@ -89,16 +95,16 @@ class Facts:
         return self._number(f"enumerator {name}", lambda btf: btf.enumerator(name))
 
     def has_enumerator(self, name: str) -> bool:
-        """Whether any enum has it."""
+        """Whether any enum has that enumerator."""
         return self._known(f"enumerator {name}", lambda btf: str(btf.enumerator(name)))
 
     def member(self, type: str | int, path: str) -> Member:
-        """Where a member lies within one object."""
+        """Where a member lies within an object of the type."""
         key = f"member {type} {path}"
         text = self._answer(key, lambda btf: btf.member(type, path).encode())
         try:
             return Member.decode(text)
-        except ValueError:  # a right checksum and a wrong line: ask again
+        except ValueError:  # the checksum is right, the line is not: ask again
             return self.btf.member(type, path)
 
     def path(self, type: str | int, path: str) -> list[Member]:
@@ -114,7 +120,7 @@ class Facts:
         return self._known(f"path {type} {path}", lambda btf: _encode(btf.path(type, path)))
 
     def func_proto(self, name: str) -> list[tuple[str, str]]:
-        """A function's parameters, name and type of each."""
+        """The parameters of a function: name and type of each."""
 
         def compute(btf: Btf) -> str:
             return "\t".join(word for pair in btf.func_proto(name) for word in pair)
@@ -122,38 +128,38 @@ class Facts:
         words = self._answer(f"func_proto {name}", compute).split("\t")
         return list(zip(words[::2], words[1::2], strict=False))
 
-    # -- other things worth keeping ------------------------------------------------------
+    # -- other data ----------------------------------------------------------------------
 
     def get(self, key: str) -> bytes | None:
-        """What an earlier start `put` under that key for this kernel, or None."""
+        """What `put` stored under that key for this kernel, now or earlier; None if nothing."""
         return self._store.read(f"put {key}")
 
     def put(self, key: str, data: str | bytes) -> bool:
-        """Keep something for later starts, up to about a megabyte; False if it cannot be.
+        """Store up to about a megabyte for later starts; False if that is not possible.
 
-        The key must say everything that the data depends on, except the kernel and
-        the version of this package.
+        The key must name everything that the data depends on, except the kernel and the
+        version of this package.
         """
         return self._store.write(f"put {key}", data.encode() if isinstance(data, str) else data)
 
     def save(self) -> None:
-        """Write down what was learned since the start; nothing to do if that is nothing.
+        """Write new answers to the cache, if there are any.
 
-        Happens by itself when the interpreter ends, so a call only makes sure of it.
+        This also happens when the interpreter exits, so nobody has to call it.
         """
         if not self._fresh:
             return
         fresh, self._fresh = self._fresh, {}
         self._btf = None  # ten megabytes, hardly needed again
-        # Someone else may have learned other things meanwhile.
+        # Another process may have added answers since this one read the file.
         kept = {**self._read(), **self._answers}
-        if len(kept) > _MOST:
+        if len(kept) > _MAX_ANSWERS:
             kept = fresh
         text = "".join(f"{key}\t{answer}\n" for key, answer in kept.items())
-        if len(text) <= _MOST_BYTES:
+        if len(text) <= _MAX_BYTES:
             self._store.write("facts", text.encode("ascii"))
 
-    # -- how -----------------------------------------------------------------------------
+    # -- the cached answers --------------------------------------------------------------
 
     def _read(self) -> dict[str, str]:
         data = self._store.read("facts")
@@ -167,7 +173,7 @@ class Facts:
             return {}
 
     def _raw(self, key: str, compute: Callable[[Btf], str]) -> str:
-        """The answer as it is kept: "=" and what it is, or "!" and why there is none."""
+        """The answer as it is stored: "=" and a value, or "!" and why nothing was found."""
         answer = self._answers.get(key)
         if answer is not None and answer[:1] in ("=", "!"):
             return answer
@@ -203,9 +209,9 @@ class Facts:
 
 
 def _keeps(key: str, answer: str) -> bool:
-    """Whether they make one line: names in a question or in a blob may be anything."""
+    """Whether the two fit in one line of the file: names in a blob may be anything."""
     line = key + answer.replace("\t", "")
-    return len(line) <= _LONGEST and line.isascii() and line.isprintable()
+    return len(line) <= _MAX_LINE and line.isascii() and line.isprintable()
 
 
 def _encode(members: list[Member]) -> str:
@@ -225,37 +231,39 @@ def _at_exit(facts: Facts) -> None:
 
 
 def identify(path: str = VMLINUX, notes: str = NOTES) -> str:
-    """What tells this kernel's types from any other's: one line.
+    """One line that distinguishes this kernel's types from those of any other.
 
-    The build id is a digest of the kernel image, types included, and is read in
-    microseconds where hashing the types themselves takes 20 ms; a kernel linked without
-    one is hashed.  Raises EngineUnavailable if the kernel has no BTF.
+    The build id is a digest of the kernel image, types included.  It is read in
+    microseconds, where hashing the types takes 20 ms; a kernel linked without one is
+    hashed.  The size and the header of the BTF are part of the line as well.
+
+    Raises EngineUnavailable, naming the file, if the BTF cannot be read.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        from .btf import Btf
+        try:
+            size = os.fstat(file).st_size
+            head = os.read(file, _BTF_HEADER)
+        finally:
+            os.close(file)
+        digest = build_id(notes)
+        name = f"sha256 {_sha256(path)}" if digest is None else f"build-id {digest.hex()}"
+    except OSError as error:
+        from .btf.reader import cannot_read
 
-        Btf.load(path)  # knows how to say it
-        raise
-    try:
-        size = os.fstat(file).st_size
-        head = os.read(file, _BTF_HEADER)
-    finally:
-        os.close(file)
-    digest = build_id(notes)
-    if digest is None:
-        import hashlib
-
-        with open(path, "rb") as whole:
-            name = f"sha256 {hashlib.sha256(whole.read()).hexdigest()}"
-    else:
-        name = f"build-id {digest.hex()}"
+        raise cannot_read(path, error) from None
     return f"taskdiag {__version__} {name} {size} {head.hex()}"
 
 
+def _sha256(path: str) -> str:
+    import hashlib
+
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
 def build_id(notes: str = NOTES) -> bytes | None:
-    """The running kernel's build id from its ELF notes, or None.
+    """The running kernel's build id from its ELF notes; None if it has none.
 
     >>> build_id().hex()
     '4a5a9b0affb66c437abcd455d2738af879985fa9'

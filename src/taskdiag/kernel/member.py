@@ -1,4 +1,4 @@
-"""Where something lies inside a kernel structure: the answer that BTF gives and the cache keeps."""
+"""Where a member lies inside a kernel structure: what BTF answers and the cache stores."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ __all__ = ("Member",)
 
 
 class Member:
-    """One place in one object: what to load, and what it is that was loaded.
+    """A member of an object: what to load, and what that is.
 
-    ``name``       the path that was asked for, for humans
+    Typedefs and qualifiers are resolved in everything but ``type``.
+
+    ``name``       the path that was asked for, for people
     ``offset``     bytes from the start of the object
-    ``size``       bytes to load there (a bit-field: of the unit that holds it)
-    ``kind``       "int", "ptr", "struct", "union", "array", "enum", "float", ... (never a
-                   typedef or a qualifier: those are looked through)
-    ``type_id``    BTF id of the type, looked through likewise
+    ``size``       bytes to load there; for a bit-field, of the unit that holds it
+    ``kind``       "int", "ptr", "struct", "union", "array", "enum", "float", ...
+    ``type_id``    BTF id of the type
     ``signed``     whether an int or an enum is signed
     ``bit_offset`` shift right by this after loading ``size`` bytes; 0 unless a bit-field
     ``bit_size``   then keep this many bits; 0 unless a bit-field
-    ``pointee``    a pointer's structure or union by name, else None (also when it has no name)
-    ``pointee_id`` BTF id of what a pointer points to, looked through; 0 for ``void *``
-    ``count``      elements of an array; 0 for a flexible one, and for all that is no array
-    ``elem_size``  bytes of an array's element
-    ``elem_id``    BTF id of an array's element, looked through
+    ``pointee``    for a pointer, the name of the structure or union; None without a name
+    ``pointee_id`` for a pointer, BTF id of what it points to; 0 for ``void *``
+    ``count``      for an array, the number of elements; 0 if it is flexible
+    ``elem_size``  for an array, bytes of an element
+    ``elem_id``    for an array, BTF id of the element's type
     ``type``       the type as C writes it: "struct mm_struct *", "kuid_t", "char[16]"
     """
 

@@ -1,4 +1,4 @@
-"""Small programs that ask the kernel about the caller itself, before the request's own.
+"""Small programs that find out about the caller and the host what other programs need.
 
 Each is run for one thread of the caller and writes u64 numbers.
 """
@@ -18,8 +18,8 @@ __all__ = ("PERCPU_MAP", "per_cpu_areas", "pid_namespace", "special_ops")
 #: The name by which `per_cpu_areas` refers to a map of type BPF_MAP_TYPE_PERCPU_ARRAY.
 PERCPU_MAP = "percpu"
 
-# Of the frame: the number passed, the seq_file, an iterator.
-_SPACE = 24
+# Frame: the number that is read or written, the seq_file, an iterator.
+_NUMBER, _SEQ, _SPACE = -8, -16, 24
 
 
 def pid_namespace(facts: Facts) -> Program:
@@ -29,35 +29,37 @@ def pid_namespace(facts: Facts) -> Program:
     a.load(R8, R6, member("task_struct", "thread_pid").offset)
     a.load(R0, R8, member("pid", "level").offset, 4)
     a.write(R0)
-    # The verifier wants constant offsets in a structure, and the level is not: so the
-    # number is copied from wherever in the array it is.
+    # The verifier accepts only constant offsets into a structure, and the level is not
+    # constant.  So the element is copied from its address.
     a.load(R9, R8, member("pid", "level").offset, 4)
     a.alu("mul", R9, facts.size(facts.type_id("struct", "upid")))
     a.alu("add", R8, member("pid", "numbers").offset + member("upid", "ns").offset)
     a.mov(R3, R8)
     a.alu("add", R3, R9)
     a.copy(8)
-    a.load(R3, R10, -8)
+    a.load(R3, R10, _NUMBER)
     a.alu("add", R3, member("pid_namespace", "ns.inum").offset)
-    a.store(R10, -8, 0)
+    a.store(R10, _NUMBER, 0)
     a.copy(4)
-    a.load(R0, R10, -8)
+    a.load(R0, R10, _NUMBER)
     a.write(R0)
     return a.program()
 
 
 def special_ops(facts: Facts) -> Program:
-    """Writes the address of ``special_mapping_vmops`` (mm/vma.c), 0 if it is not found.
+    """Writes the address of ``special_mapping_vmops`` (mm/vma.c), -1 if it is not found.
 
-    The symbol is static, but the vdso is mapped with it, and our mm says where that is.
+    The symbol is static.  But the vdso's mapping has these operations, and the address of
+    the vdso is in the caller's mm.  Without a vdso (boot option ``vdso=0``) there is nothing
+    to be found; 0 would then be wrong, since that is what anonymous mappings have.
     """
     member = facts.member
     a = _Probe(facts)
     a.load(R3, R6, member("task_struct", "mm").offset)
     a.alu("add", R3, member("mm_struct", "context.vdso").offset)
     a.copy(8)
-    a.load(R8, R10, -8)
-    a.mov(R9, 0)
+    a.load(R8, R10, _NUMBER)
+    a.mov(R9, -1)
     a.iterator()
     a.mov(R2, R6)
     a.mov(R3, R8)
@@ -76,14 +78,15 @@ def special_ops(facts: Facts) -> Program:
 
 
 def per_cpu_areas(facts: Facts, cpus: int) -> Program:
-    """Writes the ``void __percpu *`` of a per-CPU map's value, then its address per CPU.
+    """Writes the ``void __percpu *`` of a per-CPU map's value, then its address on each CPU.
 
-    The differences are the kernel's ``__per_cpu_offset[]``, which has no other way out:
-    per-CPU variables are known to BPF by name only where kallsyms has data symbols.
-    0 stands for a CPU that cannot be.
+    The differences are the kernel's ``__per_cpu_offset[]``.  It cannot be read directly:
+    BPF knows per-CPU variables by name only where kallsyms has data symbols.  The address
+    is 0 for a CPU that is not possible.
     """
     a = _Probe(facts)
     array = facts.member("bpf_array", "pptrs").offset + 8
+    # Copy the front of the struct bpf_array, of which pptrs[0] is the end.
     a.mov(R1, R10)
     a.alu("add", R1, -_SPACE - array)
     a.mov(R2, array)
@@ -92,10 +95,10 @@ def per_cpu_areas(facts: Facts, cpus: int) -> Program:
     a.load(R0, R10, -_SPACE - 8)
     a.write(R0)
     for cpu in range(cpus):
-        a.store(R10, -8, 0)
+        a.store(R10, _NUMBER, 0)
         a.map(R1, PERCPU_MAP)
         a.mov(R2, R10)
-        a.alu("add", R2, -8)
+        a.alu("add", R2, _NUMBER)
         a.mov(R3, cpu)
         a.call(HELPERS["map_lookup_percpu_elem"])
         a.write(R0)
@@ -103,7 +106,7 @@ def per_cpu_areas(facts: Facts, cpus: int) -> Program:
 
 
 class _Probe(Assembler):
-    """R6 = the task; the eight bytes below the frame's end pass numbers."""
+    """R6 = the task; numbers are read and written through the first slot of the frame."""
 
     def __init__(self, facts: Facts) -> None:
         super().__init__()
@@ -111,31 +114,31 @@ class _Probe(Assembler):
         self.jump("==", R6, 0, "end")
         self.load(R2, R1, facts.member("bpf_iter__task", "meta").offset)
         self.load(R2, R2, facts.member("bpf_iter_meta", "seq").offset)
-        self.store(R10, -16, R2)
+        self.store(R10, _SEQ, R2)
 
     def write(self, number: int) -> None:
-        """Hand a number to the reader."""
-        self.store(R10, -8, number)
-        self.load(R1, R10, -16)
+        """Write a number to the output."""
+        self.store(R10, _NUMBER, number)
+        self.load(R1, R10, _SEQ)
         self.mov(R2, R10)
-        self.alu("add", R2, -8)
+        self.alu("add", R2, _NUMBER)
         self.mov(R3, 8)
         self.call(HELPERS["seq_write"])
 
     def copy(self, size: int) -> None:
-        """Copy ``size`` bytes from the kernel's R3."""
+        """Copy ``size`` bytes from the kernel address in R3 to the slot for numbers."""
         self.mov(R1, R10)
-        self.alu("add", R1, -8)
+        self.alu("add", R1, _NUMBER)
         self.mov(R2, size)
         self.call(HELPERS["probe_read_kernel"])
 
     def iterator(self) -> None:
-        """R1 = a ``struct bpf_iter_task_vma``."""
+        """R1 = the address of the ``struct bpf_iter_task_vma``."""
         self.mov(R1, R10)
-        self.alu("add", R1, -24)
+        self.alu("add", R1, -_SPACE)
 
     def program(self) -> Program:
-        """The program, finished."""
+        """End the program and assemble it."""
         self.label("end")
         self.mov(R0, 0)
         self.exit()

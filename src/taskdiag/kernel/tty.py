@@ -17,7 +17,7 @@ __all__ = ("tpgid", "tty_nr")
 
 
 def tty_nr(c: Emitter) -> None:
-    """``new_encode_dev(tty_devnum())``: R0 = the terminal's device number, 0 if none."""
+    """R0 = ``new_encode_dev(tty_devnum())``, the terminal's device number; 0 without one."""
     done = c.fresh("tty")
     c.mov(R0, 0)
     c.follow(R1, SIGNAL, "signal_struct", "tty")
@@ -37,7 +37,7 @@ def tty_nr(c: Emitter) -> None:
 
 
 def tpgid(c: Emitter) -> None:
-    """The terminal's foreground process group, -1 without a terminal."""
+    """R0 = the foreground process group of the terminal; -1 without one."""
     done = c.fresh("tpgid")
     c.mov(R0, -1)
     c.follow(R1, SIGNAL, "signal_struct", "tty")
