@@ -59,9 +59,8 @@ def test_every_line_is_one_line_with_a_known_verdict() -> None:
 def test_the_engine_is_the_first_that_works() -> None:
     found = [
         Finding("missing", "engine kernel", "no"),
-        Finding("ok", "engine service", "works"),
+        Finding("ok", "engine service", "works", answers="service"),
         Finding("ok", "engine procfs", "works"),
-        Finding("ok", "proc", "is there"),
     ]
     assert engine_of(found) == "service"
     assert engine_of(found[:1]) is None
@@ -107,7 +106,7 @@ def test_as_nobody() -> None:
     assert one(found, "engine procfs").status == "ok"
     assert "process 1" not in found
     for name in ("base", "cred"):
-        assert one(found, f"group {name}").text.startswith("bpf, once programs can be loaded")
+        assert one(found, f"group {name}").text.startswith("procfs; bpf could serve it")
 
 
 @pytest.mark.root
@@ -115,7 +114,7 @@ def test_with_bpf_capabilities_only() -> None:
     open_engine("kernel")
     found = findings_of("only-bpf")
     verdicts = [(finding.status, finding.text) for finding in found["capability"]]
-    assert verdicts[:2] == [("ok", "CAP_BPF: had"), ("ok", "CAP_PERFMON: had")]
+    assert verdicts[:2] == [("ok", "CAP_BPF: present"), ("ok", "CAP_PERFMON: present")]
     assert verdicts[2][0] == "info"
     assert one(found, "programs").status == "ok"
     assert one(found, "engine kernel").text == "works, and is what auto chooses"
@@ -146,7 +145,7 @@ def test_without_proc() -> None:
 def test_in_a_container() -> None:
     found = findings_of("container")
     assert one(found, "user namespace").status == "limited"
-    assert "under its numbers" in one(found, "pid namespace").text
+    assert "with their pids in it" in one(found, "pid namespace").text
     assert all(finding.status != "ok" for finding in found["capability"][:2])
     assert one(found, "programs").status == "missing"
     assert "user namespace" in one(found, "programs").text
@@ -180,8 +179,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("text", "status", "said"),
     [
-        ("none [integrity] confidentiality\n", "ok", "integrity, which allows"),
-        ("[none] integrity confidentiality\n", "ok", "none, which allows"),
+        ("none [integrity] confidentiality\n", "ok", "integrity: programs may read"),
+        ("[none] integrity confidentiality\n", "ok", "none: programs may read"),
         ("none integrity [confidentiality]\n", "limited", "kernel memory"),
         (None, "info", "not there"),
     ],
@@ -227,8 +226,8 @@ def mount(root: Path, options: str) -> None:
     [
         ("gid=4", 0, "ok", "is mounted and shows"),
         ("hidepid=0", 0, "ok", "is mounted and shows"),
-        ("gid=4,hidepid=2", 0, "info", "hidepid=2: procfs shows this user's tasks only"),
-        ("hidepid=invisible", 0, "info", "hidepid=invisible: procfs shows"),
+        ("gid=4,hidepid=2", 0, "info", "hidepid=2: it shows only tasks of this user"),
+        ("hidepid=invisible", 0, "info", "hidepid=invisible: it shows"),
         ("hidepid=2", FULL, "ok", "CAP_SYS_PTRACE sees all"),
     ],
 )
@@ -249,7 +248,10 @@ def test_a_foreign_or_absent_proc(root: Path, monkeypatch: pytest.MonkeyPatch) -
     (root / "proc/self").rmdir()
     (root / "proc/self").symlink_to("1234567890")
     (found,) = doctor.proc()
-    assert (found.status, found.text) == ("limited", "/proc is that of another pid namespace")
+    assert (found.status, found.text) == (
+        "limited",
+        "/proc shows another pid namespace than that of this process",
+    )
 
 
 @pytest.mark.parametrize(
@@ -274,7 +276,7 @@ def test_capabilities_in_a_user_namespace_do_not_count(monkeypatch: pytest.Monke
     monkeypatch.setattr(capability, "effective", lambda: FULL)
     monkeypatch.setattr(doctor, "_namespace", lambda kind: 4026532000)
     found = list(doctor.capabilities())
-    assert found[0].text == "CAP_BPF: had, in this user namespace only"
+    assert found[0].text == "CAP_BPF: present, in this user namespace only"
     assert found[0].status == found[1].status == "info"
 
 
@@ -290,10 +292,10 @@ def test_seccomp(root: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "namespace", "may", "said"),
     [
-        (errno.EPERM, None, False, "for want of CAP_BPF and CAP_PERFMON"),
+        (errno.EPERM, None, False, "CAP_BPF and CAP_PERFMON are missing"),
         (errno.EPERM, None, True, "seccomp or a security module"),
-        (errno.EPERM, 4026532000, True, "as in every user namespace but the first"),
-        (errno.ENOSYS, None, True, "no CONFIG_BPF_SYSCALL, or seccomp hides it"),
+        (errno.EPERM, 4026532000, True, "in every user namespace but the first"),
+        (errno.ENOSYS, None, True, "no bpf(2), or seccomp forbids it"),
         (errno.EINVAL, None, True, "does not know task iterators"),
         (524, None, True, "kernel functions need the JIT"),
         (errno.ENOMEM, None, True, "Cannot allocate memory"),
@@ -411,8 +413,8 @@ def test_what_was_found_cannot_harm_a_terminal(
 ) -> None:
     from taskdiag.cli import doctor as command
 
-    hostile: Callable[[], list[Finding]] = lambda: [  # noqa: E731
-        Finding("ok", "engine procfs", "a\x1b[31m\udcffb", "\x07")
+    hostile: Callable[[object], list[Finding]] = lambda engine: [  # noqa: E731
+        Finding("ok", "engine procfs", "a\x1b[31m\udcffb", "\x07", answers="procfs")
     ]
     monkeypatch.setattr(command, "examine", hostile)
     status, out, _ = run([], capfd)
@@ -423,7 +425,7 @@ def test_what_was_found_cannot_harm_a_terminal(
 def test_unknown_arguments(capfd: pytest.CaptureFixture[str]) -> None:
     status, out, err = run(["--xml"], capfd)
     assert (status, out) == (2, "")
-    assert err == "taskdiag: unknown argument '--xml': taskdiag doctor --help lists those known\n"
+    assert err == "taskdiag: unknown argument '--xml': taskdiag doctor --help lists the arguments\n"
 
 
 def test_help(capfd: pytest.CaptureFixture[str]) -> None:

@@ -204,8 +204,8 @@ def test_it_loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--show", "nonsense"), "unknown show flag 'nonsense'"),
-        (("--raw",), "unknown argument '--raw': taskdiag explain --help lists those known"),
+        (("--show", "nonsense"), "unknown group 'nonsense'"),
+        (("--raw",), "unknown argument '--raw': taskdiag explain --help lists the arguments"),
         (("--one", "0"), "pid 0 is out of range"),
         (("--one", "1", "--all"), "--one and --all exclude each other"),
         (("--one", "x"), "--one needs a pid, not 'x'"),
