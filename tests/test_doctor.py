@@ -8,10 +8,12 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conftest import missing, open_engine
+from serving import running
 from taskdiag import capability, cli, doctor
 from taskdiag.abi import Show
 from taskdiag.capability import CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_PTRACE
@@ -19,7 +21,7 @@ from taskdiag.doctor import Finding, engine_of, examine
 from taskdiag.errors import EngineUnavailable
 from taskdiag.kernel import bpf
 from taskdiag.kernel.facts import Facts
-from test_environments import taskdiag
+from test_environments import UNPRIVILEGED, execute, interpreter, taskdiag
 
 STATUSES = ("ok", "limited", "missing", "info")
 FULL = 1 << CAP_BPF | 1 << CAP_PERFMON | 1 << CAP_SYS_PTRACE
@@ -159,6 +161,41 @@ def test_in_a_pid_namespace_of_a_privileged_user() -> None:
     assert "user namespace" not in found
     assert one(found, "engine kernel").status == "ok"
     assert one(found, "proc").status == "ok"
+
+
+def asked(service: str, *args: str) -> dict[str, Any]:
+    """What doctor --json says to a user, with a service at that path."""
+    prefix = (*UNPRIVILEGED, "env", f"TASKDIAG_SOCKET={service}")
+    result = execute((*prefix, interpreter(prefix), "-m", "taskdiag", *args, "doctor", "--json"))
+    assert result.stderr == ""
+    found: dict[str, Any] = json.loads(result.stdout)
+    assert result.returncode == (0 if found["engine"] else 1)
+    return found
+
+
+@pytest.mark.root
+def test_a_user_whose_service_runs_is_not_told_to_get_one() -> None:
+    with running() as service:
+        found = asked(service.path)
+        assert found["engine"] == "service"
+        texts = {item["check"]: item["text"] for item in found["findings"]}
+        assert texts["engine service"] == "works, and is what auto chooses"
+        assert texts["engine procfs"] == "works"
+        assert texts["group base"] == "bpf, through the service"
+        for item in found["findings"]:
+            assert "serve" not in item["remedy"], item
+            assert item["check"] == "engine kernel" or item["status"] != "missing", item
+        capabilities = [item for item in found["findings"] if item["check"] == "capability"]
+        for item in capabilities[:2]:
+            assert item["status"] == "info"
+            assert item["text"].endswith("the service answers instead")
+        # Once it has been asked for, what does not work is missing all the same.
+        assert asked(service.path, "--engine", "kernel")["engine"] is None
+        assert asked(service.path, "--engine", "procfs")["engine"] == "procfs"
+    gone = asked(service.path)
+    assert gone["engine"] == "procfs"
+    remedies = [item["remedy"] for item in gone["findings"] if item["check"] == "engine service"]
+    assert remedies == ["have root start taskdiag serve"]
 
 
 # --- Verdicts that no environment here can bring about ------------------------------------------
@@ -367,6 +404,59 @@ def test_a_process_1_that_iterators_hide() -> None:
     os.close(fd)
     engine.close()
     assert found.status == ("ok" if shown else "info")
+
+
+@pytest.mark.parametrize(
+    ("shown", "status", "said"),
+    [
+        (("kernel", "service"), "info", "; it is taken from /proc instead"),
+        (("kernel",), "limited", "; service cannot show it"),
+        ((), "limited", "; kernel and service cannot show it"),
+    ],
+)
+def test_who_shows_a_process_1_that_iterators_hide(
+    monkeypatch: pytest.MonkeyPatch, shown: tuple[str, ...], status: str, said: str
+) -> None:
+    open_engine("kernel")
+    if not doctor._has(CAP_SYS_PTRACE):
+        missing("this test needs CAP_SYS_PTRACE")
+    monkeypatch.setattr(doctor.os, "read", lambda fd, size: b"")
+    monkeypatch.setattr(doctor, "_shows_first", lambda name: name in shown)
+    (found,) = doctor.first_process(Facts.live())
+    assert (found.check, found.status) == ("process 1", status)
+    assert found.text == f"this host hides it from BPF iterators{said}"
+
+
+@pytest.mark.parametrize("by", ["--engine", "TASKDIAG_ENGINE"])
+def test_the_engine_that_was_asked_for(monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    def found(name: str) -> dict[str, Finding]:
+        if by == "--engine":
+            monkeypatch.setenv("TASKDIAG_ENGINE", "nosuch")
+            return {finding.check: finding for finding in doctor.engines(name)}
+        monkeypatch.setenv("TASKDIAG_ENGINE", name)
+        return {finding.check: finding for finding in doctor.engines()}
+
+    monkeypatch.setenv("TASKDIAG_SOCKET", "/nosuch/socket")
+    works = found("procfs")
+    assert works["engine procfs"].text == f"works, and is what {by} asks for"
+    assert engine_of(list(works.values())) == "procfs"
+    fails = found("service")
+    assert fails["engine service"].status == "missing"
+    said = f"{by} asks for it, but it does not work: no service at /nosuch/socket"
+    assert fails["engine service"].text.startswith(said)
+    assert engine_of(list(fails.values())) is None
+
+
+def test_an_engine_that_does_not_exist(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TASKDIAG_ENGINE", "kernl")
+    status, out, _ = run([], capfd)
+    assert status == 1
+    line = (
+        r"^missing  engine          TASKDIAG_ENGINE: unknown engine 'kernl': did you mean 'kernel'"
+    )
+    assert re.search(line, out, re.M)
 
 
 def test_no_engine_at_all(
