@@ -6,7 +6,7 @@
     >>> a.call(127)
     >>> a.label("skip")
     >>> a.exit()
-    >>> print("\n".join(listing(a.assemble())))
+    >>> print("\\n".join(listing(a.assemble())))
          0  r1 = *(u32 *)(r6 +1264)
          1  if r1 == 0x0 goto skip
          2  call bpf_seq_write#127
