@@ -18,7 +18,7 @@ import os
 from . import capability
 from .abi import Dump, Show
 from .capability import CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_PTRACE
-from .errors import EngineUnavailable, NoSuchProcess, RequestError, TaskdiagError
+from .errors import EngineUnavailable, NoSuchProcess, RequestError, TaskdiagError, one_line
 from .request import Request
 
 TYPE_CHECKING = False
@@ -56,7 +56,7 @@ class Finding:
     ) -> None:
         self.status = status
         self.check = check
-        self.text = _one_line(text)
+        self.text = one_line(text)
         self.remedy = remedy
         self.answers = answers
 
@@ -465,10 +465,3 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, EngineUnavailable):
         return str(error).removesuffix(": see taskdiag doctor")
     return getattr(error, "strerror", None) or str(error)
-
-
-def _one_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # In a verifier's log the last line before the statistics says what is wrong.
-    said = [line for line in lines if not line.startswith("processed ")]
-    return lines[0] if len(said) < 2 else f"{lines[0]} {said[-1]}"

@@ -19,6 +19,7 @@ __all__ = (
     "TaskdiagError",
     "UnsupportedRequest",
     "nearest",
+    "one_line",
 )
 
 
@@ -72,6 +73,18 @@ class DecodeError(TaskdiagError, ValueError):
     def __init__(self, offset: int, message: str) -> None:
         super().__init__(f"byte {offset}: {message}")
         self.offset = offset
+
+
+def one_line(text: str) -> str:
+    """Of a message and the log in it the two lines that matter, as one.
+
+    >>> one_line("it failed:\\n0: r0 = 1\\nR1 is not there\\nprocessed 1 insns")
+    'it failed: R1 is not there'
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # In a verifier's log the last line before the statistics says what is wrong.
+    said = [line for line in lines if not line.startswith("processed ")]
+    return " ".join(lines[:1] if len(said) < 2 else [lines[0], said[-1]])
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

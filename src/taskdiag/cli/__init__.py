@@ -14,7 +14,7 @@ import os
 import sys
 
 from .. import __version__
-from ..errors import RequestError, TaskdiagError, nearest
+from ..errors import RequestError, TaskdiagError, nearest, one_line
 
 __all__ = ("COMMANDS", "main")
 
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _die("SIGINT")
     except TaskdiagError as error:
-        complain(getattr(error, "strerror", None) or str(error))
+        complain(one_line(getattr(error, "strerror", None) or str(error)))
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         complain(f"{where}{error.strerror or error}")
