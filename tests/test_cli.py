@@ -478,3 +478,25 @@ def test_ps_of_hostile_names_is_safe(columns: str) -> None:
     assert done.stdout.count(b"\n") == 2
     assert not re.search(rb"[\x00-\x09\x0b-\x1f\x7f]", done.stdout)
     done.stdout.decode("utf-8")
+
+
+def test_a_rejected_program_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of the verifier's log only what it says at the end; the whole is in the exception."""
+    open_engine("kernel")
+    from taskdiag import cli, engine
+    from taskdiag.kernel import compile
+    from taskdiag.kernel.asm import R0, R10
+    from taskdiag.kernel.emit import Emitter
+
+    def nice(c: Emitter) -> None:
+        c.load(R0, R10, 8)
+
+    monkeypatch.setitem(compile.FUNCTIONS, "nice(task)", nice)
+    monkeypatch.setattr(engine, "_opened", {})
+    assert cli.main(["--engine", "kernel", "dump", "--show", "sched"]) == 1
+    said = capfd.readouterr().err
+    assert said.startswith("taskdiag: the kernel's verifier rejected sched.nice: ")
+    assert "invalid read from stack" in said
+    assert said.count("\n") == 1

@@ -78,7 +78,12 @@ def run(who: str, *args: str) -> subprocess.CompletedProcess[str]:
     }
     python = interpreter(prefix) if prefix else sys.executable
     return subprocess.run(
-        [*prefix, python, *args], env=environment, capture_output=True, text=True, timeout=120
+        [*prefix, python, *args],
+        env=environment,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=120,
     )
 
 
@@ -185,6 +190,7 @@ def test_commands_that_are_shown(block: Block, line: str, output: list[str], com
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        errors="replace",
         timeout=120,
     )
     got = done.stdout.splitlines()

@@ -69,7 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _die("SIGINT")
     except TaskdiagError as error:
-        complain(one_line(getattr(error, "strerror", None) or str(error)))
+        message = getattr(error, "strerror", None) or str(error)
+        complain(one_line(message) if hasattr(error, "log") else message)
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         complain(f"{where}{error.strerror or error}")
