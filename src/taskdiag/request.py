@@ -18,8 +18,8 @@ _WITH_PID = (Dump.ONE, Dump.CHILDREN, Dump.THREAD)
 def parse_show(names: str | Iterable[str]) -> Show:
     """Turn group names into show flags.
 
-    >>> parse_show("base,stat")
-    <Show.BASE|STAT: 17>
+    >>> parse_show("base,stat") == Show.BASE | Show.STAT
+    True
 
     Raises RequestError for an unknown or empty name, TypeError for what is not a string.
     """
