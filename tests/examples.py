@@ -97,7 +97,7 @@ def taken_for_granted() -> dict[str, Any]:
 
             _granted.update(facts=Facts.live(), btf=Btf(Path(VMLINUX).read_bytes()))
         for name in ("kernel.annotate", "kernel.asm", "kernel.compile", "kernel.emit",
-                     "kernel.viewer"):  # fmt: skip
+                     "kernel.viewer", "procfs.reader"):  # fmt: skip
             module = importlib.import_module(f"taskdiag.{name}")
             _granted.update({public: getattr(module, public) for public in module.__all__})
     return dict(_granted)

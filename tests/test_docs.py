@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ import examples
 import taskdiag
 from conftest import missing
 from taskdiag.cli import COMMANDS
-from test_environments import UNPRIVILEGED, interpreter
+from test_environments import UNPRIVILEGED, execute, interpreter
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -59,27 +60,16 @@ BLOCKS = [block for page in NAMES for block in blocks(page)]
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 
 
-def prefix_of(who: str) -> tuple[str, ...]:
-    """What a command is run behind to be run as ``us`` or as somebody else."""
-    if who == "us":
-        return ()
-    if os.geteuid() != 0:
-        pytest.skip("this test becomes another user, so it needs root")
-    return UNPRIVILEGED
-
-
-def run(who: str, *args: str) -> subprocess.CompletedProcess[str]:
-    prefix = prefix_of(who)
-    environment = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT / "src"),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "LANG": "C.UTF-8",
-    }
-    python = interpreter(prefix) if prefix else sys.executable
+def run(who: str, code: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in Python, as ``us`` or as somebody else."""
+    if who != "us":
+        if os.geteuid() != 0:
+            pytest.skip("this test becomes another user, so it needs root")
+        # The code is handed over as text: other users may not be able to read the checkout.
+        return execute((*UNPRIVILEGED, interpreter(UNPRIVILEGED), "-W", "error", "-c", code))
     return subprocess.run(
-        [*prefix, python, *args],
-        env=environment,
+        [sys.executable, "-W", "error", "-c", code],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "src"), "LANG": "C.UTF-8"},
         capture_output=True,
         text=True,
         errors="replace",
@@ -101,7 +91,7 @@ def test_examples_of_docstrings(module: str) -> None:
 
 
 def test_examples_of_docstrings_as_a_user() -> None:
-    done = run("a user without privileges", str(ROOT / "tests/examples.py"))
+    done = run("a user without privileges", (ROOT / "tests/examples.py").read_text())
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -122,7 +112,7 @@ def test_examples_of_pages(page: str) -> None:
 @pytest.mark.parametrize("who", USERS)
 @pytest.mark.parametrize("block", PYTHON, ids=repr)
 def test_programs_of_pages(block: Block, who: str) -> None:
-    done = run(who, "-W", "error", "-c", block.text)
+    done = run(who, block.text)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     # A comment behind print() says what it prints.
@@ -142,6 +132,15 @@ def shown() -> Iterator[tuple[Block, str, list[str]]]:
 
 
 SHOWN = list(shown())
+
+
+def bash(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    if shutil.which("bash") is None:
+        pytest.skip("bash is not installed: Debian has it in the package bash")
+    return subprocess.run(
+        ["bash", *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        errors="replace", timeout=120, **options,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -184,14 +183,10 @@ def test_commands_that_are_shown(block: Block, line: str, output: list[str], com
         open_engine("kernel")
     if "explain" in line and not os.path.exists("/sys/kernel/btf/vmlinux"):
         missing("this kernel has no BTF")
-    done = subprocess.run(
-        ["bash", "-c", f"{line}\nexit ${{PIPESTATUS[0]}}"],
+    done = bash(
+        "-c",
+        f"{line}\nexit ${{PIPESTATUS[0]}}",
         env={"PATH": commands, "LANG": "C.UTF-8", "COLUMNS": "200"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        timeout=120,
     )
     got = done.stdout.splitlines()
     assert "Traceback" not in done.stdout
@@ -225,8 +220,8 @@ def test_commands_in_the_text(page: str, line: str) -> None:
     """What cannot be run here names nothing that does not exist."""
     # Placeholders: options that may be left out, alternatives, what goes on.
     if not re.search(r"[\[<|…]|\.\.\.", line):
-        done = subprocess.run(["bash", "-n", "-c", line], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        done = bash("-n", "-c", line)
+        assert done.returncode == 0, done.stdout
     targets = re.findall(r"^([a-z-]+|\$\(VENV\)/\.\w+):", (ROOT / "Makefile").read_text(), re.M)
     for target in re.findall(r"(?:^|&& |sudo )make ([a-z.][\w./-]*)", line.strip()):
         assert target.replace(".venv/", "$(VENV)/") in targets, target
@@ -329,7 +324,5 @@ def test_examples_in_c_compile(tmp_path: Path, commands: str) -> None:
     for line in lines:
         # Running the client takes a service.
         build = re.sub(r" && \./.*", "", line)
-        done = subprocess.run(
-            ["bash", "-c", build], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+        done = bash("-c", build, cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stdout
