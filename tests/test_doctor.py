@@ -409,7 +409,7 @@ def test_a_process_1_that_iterators_hide() -> None:
 @pytest.mark.parametrize(
     ("shown", "status", "said"),
     [
-        (("kernel", "service"), "info", "; it is taken from /proc instead"),
+        (("kernel", "service"), "info", "; the engines show it all the same"),
         (("kernel",), "limited", "; service cannot show it"),
         ((), "limited", "; kernel and service cannot show it"),
     ],

@@ -350,7 +350,7 @@ def _try_group(facts: Facts, show: Show, check: str) -> Finding:
 def first_process(facts: Facts) -> Iterator[Finding]:
     """Whether iterators show process 1, which the kernels of some hosts hide from them.
 
-    The kernel engine and the service then take it from /proc.
+    The kernel engine and the service then have to get it in another way.
     """
     if not _has(CAP_SYS_PTRACE):
         return
@@ -378,7 +378,7 @@ def first_process(facts: Facts) -> Iterator[Finding]:
         text = f"{text}; {' and '.join(left_out)} cannot show it"
         yield Finding("limited", "process 1", text, "use --engine procfs where it matters")
     else:
-        yield Finding("info", "process 1", f"{text}; it is taken from /proc instead")
+        yield Finding("info", "process 1", f"{text}; the engines show it all the same")
 
 
 def _shows_first(name: str) -> bool:
