@@ -203,7 +203,7 @@ def lines_of_shell() -> Iterator[tuple[str, str]]:
             yield from ((block.page, line) for line in block.text.splitlines() if line.strip())
         elif not block.language:
             for line in block.text.splitlines():
-                if re.match(r"(\$ |sudo |make |taskdiag |python3 |\.venv/)", line):
+                if re.match(r"(\$ |sudo |make |taskdiag |python3 |\.venv/|cc )", line):
                     yield block.page, line.removeprefix("$ ")
     for page in NAMES:
         text = re.sub(r"^( *)```.*?^ *```$", "", (ROOT / page).read_text(), flags=re.M | re.S)
