@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .abi import EXTENDED_REQUEST, REQUEST, REQUEST_SIZE, Dump, Show
-from .errors import RequestError, UnsupportedRequest, nearest
+from .errors import RequestError, UnsupportedRequest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def parse_show(names: str | Iterable[str]) -> Show:
         try:
             show |= Show[name.strip().upper()]
         except KeyError:
+            from .errors import nearest
+
             known = [group.name.lower() for group in Show if group.name]
             what = f"unknown group {name!r}" if name.strip() else f"empty group name in {names!r}"
             raise RequestError(f"{what}: {nearest(name.strip(), known)}") from None
