@@ -300,6 +300,15 @@ def test_modules() -> None:
     assert there <= named
 
 
+def test_groups() -> None:
+    """The README lists every group."""
+    text = (ROOT / "README.md").read_text()
+    listed = re.search(r"^Groups are (.*?);", text, re.M | re.S)
+    assert listed
+    there = {str(show.name).lower() for show in taskdiag.Show}
+    assert there <= set(re.findall(r"`(\w+)`", listed[1]))
+
+
 def test_the_version_is_in_the_changelog() -> None:
     text = (ROOT / "CHANGELOG.md").read_text()
     assert f"## [{taskdiag.__version__}]" in text

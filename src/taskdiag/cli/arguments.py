@@ -12,9 +12,11 @@ if TYPE_CHECKING:
 
 __all__ = ("HELP", "asks_for_help", "parse", "unknown")
 
-HELP = """\
-  --show GROUP,...  base (default), cred, vma, vma_stat, stat, statm, cmdline, tty, sched;
-                    or all
+_GROUPS = [str(show.name).lower() for show in Show]
+
+HELP = f"""\
+  --show GROUP,...  {", ".join(_GROUPS[:6])},
+                    {", ".join(_GROUPS[6:])}, or all; base if not given
   --all             every process (default)
   --threads         every thread
   --one PID         the process PID
