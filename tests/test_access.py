@@ -147,7 +147,7 @@ def test_by_pid_hidden_is_missing(population: Population) -> None:
                     out.append(str(error).replace(str(pid), "N"))
         return out
 
-    assert forked(run) == ["no process has pid N"] * 6
+    assert forked(run) == ["no process has pid N, or it is not yours to see"] * 6
 
 
 def test_threads_of_others_are_hidden(population: Population) -> None:

@@ -8,10 +8,12 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conftest import missing, open_engine
+from serving import running
 from taskdiag import capability, cli, doctor
 from taskdiag.abi import Show
 from taskdiag.capability import CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_PTRACE
@@ -19,7 +21,7 @@ from taskdiag.doctor import Finding, engine_of, examine
 from taskdiag.errors import EngineUnavailable
 from taskdiag.kernel import bpf
 from taskdiag.kernel.facts import Facts
-from test_environments import taskdiag
+from test_environments import UNPRIVILEGED, execute, interpreter, taskdiag
 
 STATUSES = ("ok", "limited", "missing", "info")
 FULL = 1 << CAP_BPF | 1 << CAP_PERFMON | 1 << CAP_SYS_PTRACE
@@ -59,9 +61,8 @@ def test_every_line_is_one_line_with_a_known_verdict() -> None:
 def test_the_engine_is_the_first_that_works() -> None:
     found = [
         Finding("missing", "engine kernel", "no"),
-        Finding("ok", "engine service", "works"),
+        Finding("ok", "engine service", "works", answers="service"),
         Finding("ok", "engine procfs", "works"),
-        Finding("ok", "proc", "is there"),
     ]
     assert engine_of(found) == "service"
     assert engine_of(found[:1]) is None
@@ -107,7 +108,7 @@ def test_as_nobody() -> None:
     assert one(found, "engine procfs").status == "ok"
     assert "process 1" not in found
     for name in ("base", "cred"):
-        assert one(found, f"group {name}").text.startswith("bpf, once programs can be loaded")
+        assert one(found, f"group {name}").text.startswith("procfs; bpf could serve it")
 
 
 @pytest.mark.root
@@ -115,7 +116,7 @@ def test_with_bpf_capabilities_only() -> None:
     open_engine("kernel")
     found = findings_of("only-bpf")
     verdicts = [(finding.status, finding.text) for finding in found["capability"]]
-    assert verdicts[:2] == [("ok", "CAP_BPF: had"), ("ok", "CAP_PERFMON: had")]
+    assert verdicts[:2] == [("ok", "CAP_BPF: present"), ("ok", "CAP_PERFMON: present")]
     assert verdicts[2][0] == "info"
     assert one(found, "programs").status == "ok"
     assert one(found, "engine kernel").text == "works, and is what auto chooses"
@@ -146,7 +147,7 @@ def test_without_proc() -> None:
 def test_in_a_container() -> None:
     found = findings_of("container")
     assert one(found, "user namespace").status == "limited"
-    assert "under its numbers" in one(found, "pid namespace").text
+    assert "with their pids in it" in one(found, "pid namespace").text
     assert all(finding.status != "ok" for finding in found["capability"][:2])
     assert one(found, "programs").status == "missing"
     assert "user namespace" in one(found, "programs").text
@@ -160,6 +161,41 @@ def test_in_a_pid_namespace_of_a_privileged_user() -> None:
     assert "user namespace" not in found
     assert one(found, "engine kernel").status == "ok"
     assert one(found, "proc").status == "ok"
+
+
+def asked(service: str, *args: str) -> dict[str, Any]:
+    """What doctor --json says to a user, with a service at that path."""
+    prefix = (*UNPRIVILEGED, "env", f"TASKDIAG_SOCKET={service}")
+    result = execute((*prefix, interpreter(prefix), "-m", "taskdiag", *args, "doctor", "--json"))
+    assert result.stderr == ""
+    found: dict[str, Any] = json.loads(result.stdout)
+    assert result.returncode == (0 if found["engine"] else 1)
+    return found
+
+
+@pytest.mark.root
+def test_a_user_whose_service_runs_is_not_told_to_get_one() -> None:
+    with running() as service:
+        found = asked(service.path)
+        assert found["engine"] == "service"
+        texts = {item["check"]: item["text"] for item in found["findings"]}
+        assert texts["engine service"] == "works, and is what auto chooses"
+        assert texts["engine procfs"] == "works"
+        assert texts["group base"] == "bpf, through the service"
+        for item in found["findings"]:
+            assert "serve" not in item["remedy"], item
+            assert item["check"] == "engine kernel" or item["status"] != "missing", item
+        capabilities = [item for item in found["findings"] if item["check"] == "capability"]
+        for item in capabilities[:2]:
+            assert item["status"] == "info"
+            assert item["text"].endswith("the service answers instead")
+        # Once it has been asked for, what does not work is missing all the same.
+        assert asked(service.path, "--engine", "kernel")["engine"] is None
+        assert asked(service.path, "--engine", "procfs")["engine"] == "procfs"
+    gone = asked(service.path)
+    assert gone["engine"] == "procfs"
+    remedies = [item["remedy"] for item in gone["findings"] if item["check"] == "engine service"]
+    assert remedies == ["have root start taskdiag serve"]
 
 
 # --- Verdicts that no environment here can bring about ------------------------------------------
@@ -180,8 +216,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("text", "status", "said"),
     [
-        ("none [integrity] confidentiality\n", "ok", "integrity, which allows"),
-        ("[none] integrity confidentiality\n", "ok", "none, which allows"),
+        ("none [integrity] confidentiality\n", "ok", "integrity: programs may read"),
+        ("[none] integrity confidentiality\n", "ok", "none: programs may read"),
         ("none integrity [confidentiality]\n", "limited", "kernel memory"),
         (None, "info", "not there"),
     ],
@@ -227,8 +263,8 @@ def mount(root: Path, options: str) -> None:
     [
         ("gid=4", 0, "ok", "is mounted and shows"),
         ("hidepid=0", 0, "ok", "is mounted and shows"),
-        ("gid=4,hidepid=2", 0, "info", "hidepid=2: procfs shows this user's tasks only"),
-        ("hidepid=invisible", 0, "info", "hidepid=invisible: procfs shows"),
+        ("gid=4,hidepid=2", 0, "info", "hidepid=2: it shows only tasks of this user"),
+        ("hidepid=invisible", 0, "info", "hidepid=invisible: it shows"),
         ("hidepid=2", FULL, "ok", "CAP_SYS_PTRACE sees all"),
     ],
 )
@@ -249,7 +285,10 @@ def test_a_foreign_or_absent_proc(root: Path, monkeypatch: pytest.MonkeyPatch) -
     (root / "proc/self").rmdir()
     (root / "proc/self").symlink_to("1234567890")
     (found,) = doctor.proc()
-    assert (found.status, found.text) == ("limited", "/proc is that of another pid namespace")
+    assert (found.status, found.text) == (
+        "limited",
+        "/proc shows another pid namespace than that of this process",
+    )
 
 
 @pytest.mark.parametrize(
@@ -274,7 +313,7 @@ def test_capabilities_in_a_user_namespace_do_not_count(monkeypatch: pytest.Monke
     monkeypatch.setattr(capability, "effective", lambda: FULL)
     monkeypatch.setattr(doctor, "_namespace", lambda kind: 4026532000)
     found = list(doctor.capabilities())
-    assert found[0].text == "CAP_BPF: had, in this user namespace only"
+    assert found[0].text == "CAP_BPF: present, in this user namespace only"
     assert found[0].status == found[1].status == "info"
 
 
@@ -290,10 +329,10 @@ def test_seccomp(root: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "namespace", "may", "said"),
     [
-        (errno.EPERM, None, False, "for want of CAP_BPF and CAP_PERFMON"),
+        (errno.EPERM, None, False, "CAP_BPF and CAP_PERFMON are missing"),
         (errno.EPERM, None, True, "seccomp or a security module"),
-        (errno.EPERM, 4026532000, True, "as in every user namespace but the first"),
-        (errno.ENOSYS, None, True, "no CONFIG_BPF_SYSCALL, or seccomp hides it"),
+        (errno.EPERM, 4026532000, True, "in every user namespace but the first"),
+        (errno.ENOSYS, None, True, "no bpf(2), or seccomp forbids it"),
         (errno.EINVAL, None, True, "does not know task iterators"),
         (524, None, True, "kernel functions need the JIT"),
         (errno.ENOMEM, None, True, "Cannot allocate memory"),
@@ -367,6 +406,59 @@ def test_a_process_1_that_iterators_hide() -> None:
     assert found.status == ("ok" if shown else "info")
 
 
+@pytest.mark.parametrize(
+    ("shown", "status", "said"),
+    [
+        (("kernel", "service"), "info", "; the engines show it all the same"),
+        (("kernel",), "limited", "; service cannot show it"),
+        ((), "limited", "; kernel and service cannot show it"),
+    ],
+)
+def test_who_shows_a_process_1_that_iterators_hide(
+    monkeypatch: pytest.MonkeyPatch, shown: tuple[str, ...], status: str, said: str
+) -> None:
+    open_engine("kernel")
+    if not doctor._has(CAP_SYS_PTRACE):
+        missing("this test needs CAP_SYS_PTRACE")
+    monkeypatch.setattr(doctor.os, "read", lambda fd, size: b"")
+    monkeypatch.setattr(doctor, "_shows_first", lambda name: name in shown)
+    (found,) = doctor.first_process(Facts.live())
+    assert (found.check, found.status) == ("process 1", status)
+    assert found.text == f"this host hides it from BPF iterators{said}"
+
+
+@pytest.mark.parametrize("by", ["--engine", "TASKDIAG_ENGINE"])
+def test_the_engine_that_was_asked_for(monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    def found(name: str) -> dict[str, Finding]:
+        if by == "--engine":
+            monkeypatch.setenv("TASKDIAG_ENGINE", "nosuch")
+            return {finding.check: finding for finding in doctor.engines(name)}
+        monkeypatch.setenv("TASKDIAG_ENGINE", name)
+        return {finding.check: finding for finding in doctor.engines()}
+
+    monkeypatch.setenv("TASKDIAG_SOCKET", "/nosuch/socket")
+    works = found("procfs")
+    assert works["engine procfs"].text == f"works, and is what {by} asks for"
+    assert engine_of(list(works.values())) == "procfs"
+    fails = found("service")
+    assert fails["engine service"].status == "missing"
+    said = f"{by} asks for it, but it does not work: no service at /nosuch/socket"
+    assert fails["engine service"].text.startswith(said)
+    assert engine_of(list(fails.values())) is None
+
+
+def test_an_engine_that_does_not_exist(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TASKDIAG_ENGINE", "kernl")
+    status, out, _ = run([], capfd)
+    assert status == 1
+    line = (
+        r"^missing  engine          TASKDIAG_ENGINE: unknown engine 'kernl': did you mean 'kernel'"
+    )
+    assert re.search(line, out, re.M)
+
+
 def test_no_engine_at_all(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -411,8 +503,8 @@ def test_what_was_found_cannot_harm_a_terminal(
 ) -> None:
     from taskdiag.cli import doctor as command
 
-    hostile: Callable[[], list[Finding]] = lambda: [  # noqa: E731
-        Finding("ok", "engine procfs", "a\x1b[31m\udcffb", "\x07")
+    hostile: Callable[[object], list[Finding]] = lambda engine: [  # noqa: E731
+        Finding("ok", "engine procfs", "a\x1b[31m\udcffb", "\x07", answers="procfs")
     ]
     monkeypatch.setattr(command, "examine", hostile)
     status, out, _ = run([], capfd)
@@ -423,7 +515,7 @@ def test_what_was_found_cannot_harm_a_terminal(
 def test_unknown_arguments(capfd: pytest.CaptureFixture[str]) -> None:
     status, out, err = run(["--xml"], capfd)
     assert (status, out) == (2, "")
-    assert err == "taskdiag: unknown argument '--xml': taskdiag doctor --help lists those known\n"
+    assert err == "taskdiag: unknown argument '--xml': taskdiag doctor --help lists the arguments\n"
 
 
 def test_help(capfd: pytest.CaptureFixture[str]) -> None:

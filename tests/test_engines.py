@@ -562,7 +562,7 @@ def test_no_such_process(engine: Engine, population: Population, strategy: Dump)
     for pid in (gone, thread, 0x7FFFFFFF, 0xFFFFFFFF):
         with pytest.raises(NoSuchProcess) as caught:
             list(taskdiag.dump("base", strategy, pid, engine=engine))
-        assert str(caught.value) == f"no process has pid {pid}"
+        assert str(caught.value).startswith(f"no process has pid {pid}")
 
 
 def test_sequence_number_and_no_group(engine: Engine) -> None:

@@ -68,8 +68,11 @@ def test_every_field_has_its_heading(attr: Attr) -> None:
 
 def test_lines_are_numbered_and_jumps_have_labels() -> None:
     found = text(Show.BASE)
-    numbers = [int(number) for number in re.findall(r"^ +(\d+)  ", found, re.M)]
-    assert numbers == list(range(len(numbers)))
+    at = 0
+    for number, code in re.findall(r"^ +(\d+)  (.*)", found, re.M):
+        assert int(number) == at
+        # Only the load of 64 bits takes the place of two instructions.
+        at += 2 if re.match(r"r\d = 0x[0-9a-f]{16}\b", code) else 1
     labels = set(re.findall(r"^(\S+):$", found, re.M))
     assert set(re.findall(r"goto (\S+)", found)) <= labels
     assert "skip" in labels
@@ -159,7 +162,8 @@ def test_stand_ins_are_named_where_they_are_used() -> None:
 def test_the_program_shown_is_the_program_loaded() -> None:
     """Annotating changes no instruction; see test_compile for every request."""
     found = text(Show.BASE | Show.STAT | Show.TTY)
-    program = compile_request(Request(Show.BASE | Show.STAT | Show.TTY), NEW, Viewer(), Host())
+    viewer = explain_module._viewer()
+    program = compile_request(Request(Show.BASE | Show.STAT | Show.TTY), NEW, viewer, Host())
     assert f"; iter/task: {len(program.code.insns) // 8} instructions" in found
 
 
@@ -204,8 +208,8 @@ def test_it_loads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--show", "nonsense"), "unknown show flag 'nonsense'"),
-        (("--raw",), "unknown argument '--raw': taskdiag explain --help lists those known"),
+        (("--show", "nonsense"), "unknown group 'nonsense'"),
+        (("--raw",), "unknown argument '--raw': taskdiag explain --help lists the arguments"),
         (("--one", "0"), "pid 0 is out of range"),
         (("--one", "1", "--all"), "--one and --all exclude each other"),
         (("--one", "x"), "--one needs a pid, not 'x'"),

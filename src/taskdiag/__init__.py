@@ -1,8 +1,8 @@
 """Ask Linux about processes in one transaction.
 
->>> import taskdiag
->>> for task in taskdiag.dump("base,stat"):
-...     print(task.pid, task.base.comm, task.stat.utime)
+>>> import os, taskdiag
+>>> [(task.base.comm, task.stat.utime) for task in taskdiag.dump("base,stat", pid=os.getpid())]
+[('py...', ...)]
 """
 
 from __future__ import annotations

@@ -71,8 +71,8 @@ class Show(enum.IntFlag):
     The first seven are the reference's.  Those from bit 32 are ours: what ``ps``
     needs besides, kept away from the numbers that the reference may still take.
 
-    >>> Show.BASE | Show.STAT
-    <Show.BASE|STAT: 17>
+    >>> int(Show.BASE | Show.STAT)
+    17
     """
 
     BASE = 1 << 0

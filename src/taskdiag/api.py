@@ -1,4 +1,4 @@
-"""The two calls that most programs need: `dump` for objects, `stream` for raw bytes."""
+"""The two functions that most programs need: `dump` for objects, `stream` for raw bytes."""
 
 from __future__ import annotations
 
@@ -24,23 +24,32 @@ def stream(
     *,
     engine: Engine | str | None = None,
 ) -> Iterator[bytes]:
-    """Ask, and yield the answer as netlink messages, in chunks of whole processes.
+    """Send a request, and return the answer as netlink messages, in chunks of whole processes.
 
-    >>> b"".join(stream("base", pid=1))[:4].hex()
-    '4c000000'
+    >>> import os
+    >>> answer = b"".join(stream("base", pid=os.getpid()))
+    >>> len(answer)  # one message: header 28, attribute header 4, BASE 44
+    76
 
-    ``show`` is show flags or group names (``"base,cred"``).  ``strategy`` is a `Dump`;
-    without one it is ONE where ``pid`` is given and ALL where not.  ``engine`` is an
-    engine or its name; without one the best that works here.
+    ``show`` is a group name, several (``"base,cred"`` or a list), or `Show` flags.
+    ``strategy`` is a `Dump`; by default ONE with a ``pid`` and ALL without.  ``engine`` is
+    the name of an engine or an engine; by default the best one that works here.
 
-    Raises RequestError for a request that makes no sense, NoSuchProcess for a pid
-    that is not there, EngineUnavailable if the engine asked for cannot work here.
+    Raises TypeError for an argument of a wrong type, RequestError for a request that is
+    malformed, NoSuchProcess for the pid of no process, EngineUnavailable if the engine
+    asked for cannot work here.
     """
-    flags = show if isinstance(show, int) else parse_show(show)
     if strategy is None:
         strategy = Dump.ALL if pid is None else Dump.ONE
+    _check("strategy", strategy, "a Dump, such as Dump.ALL")
+    _check("pid", 0 if pid is None else pid, "an integer")
+    if isinstance(show, (bytes, float)) or not (isinstance(show, int) or hasattr(show, "__iter__")):
+        raise TypeError(f"show must be group names, such as 'base,cred', or Show, not {show!r}")
+    flags = show if isinstance(show, int) else parse_show(show)
     request = Request(flags, strategy, 0 if pid is None else pid)
     chosen = choose(engine) if engine is None or isinstance(engine, str) else engine
+    if not hasattr(chosen, "stream"):
+        raise TypeError(f"engine must be the name of an engine or an engine, not {engine!r}")
     return chosen.stream(request)
 
 
@@ -51,12 +60,17 @@ def dump(
     *,
     engine: Engine | str | None = None,
 ) -> Iterator[Task]:
-    """Ask, and yield one `Task` per task, in ascending order of pid.
+    """Send a request, and return an iterator of `Task` objects, in ascending order of pid.
 
     >>> import os
     >>> [task.tgid == os.getpid() for task in dump("base", Dump.THREAD, os.getpid())]
     [True]
 
-    Parameters and errors are those of `stream`.
+    Parameters and exceptions are those of `stream`.
     """
     return decode(stream(show, strategy, pid, engine=engine))
+
+
+def _check(name: str, value: object, kind: str) -> None:
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be {kind}, not {value!r}")

@@ -29,9 +29,9 @@ _IDENTITY = Struct("=II16xB")  # tgid, pid and state of task_diag_base
 def decode(chunks: Iterable[bytes]) -> Iterator[Task]:
     """Decode a stream, given as whole messages in any number of chunks.
 
-    >>> import taskdiag
-    >>> [task.pid for task in decode(taskdiag.stream("base", pid=1))]
-    [1]
+    >>> import os, taskdiag
+    >>> [task.pid == os.getpid() for task in decode(taskdiag.stream("base", pid=os.getpid()))]
+    [True]
 
     Messages joined by CONT become one task.  Attributes of unknown types are
     skipped and stay available as `Task.unknown`.

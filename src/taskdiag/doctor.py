@@ -1,14 +1,13 @@
-"""What this host and this user can do, and what to change to get more.
+"""What works on this host for this user, and how to get more.
 
     >>> for finding in examine():
     ...     print(finding.status, finding.check, finding.text)
-    ok kernel Linux 6.18.44 on x86_64
-    ok btf /sys/kernel/btf/vmlinux, 5.5 MB
+    info kernel Linux ...
     ...
-    ok engine auto is kernel
+    ok engine procfs works...
 
-Everything is tried rather than concluded where it can be: programs are loaded, and
-engines asked about this very process.
+Nothing is guessed that can be tried: programs are loaded, and engines are asked about this
+process.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import os
 from . import capability
 from .abi import Dump, Show
 from .capability import CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_PTRACE
-from .errors import EngineUnavailable, TaskdiagError
+from .errors import EngineUnavailable, NoSuchProcess, RequestError, TaskdiagError, one_line
 from .request import Request
 
 TYPE_CHECKING = False
@@ -39,58 +38,63 @@ _INIT_PID_NS, _INIT_USER_NS = 0xEFFFFFFC, 0xEFFFFFFD
 _ENOTSUPP = 524
 
 _NEEDED = ((CAP_BPF, "CAP_BPF"), (CAP_PERFMON, "CAP_PERFMON"))
-_GET_CAPS = (
-    "run as root, or with AmbientCapabilities=CAP_BPF CAP_PERFMON (systemd), or use a service"
-)
+_GET_CAPS = "run as root or with these capabilities, or have root start taskdiag serve"
 
 
 class Finding:
     """One line of what was found.
 
     ``status`` is "ok", "limited" (works, but not fully), "missing" (does not work) or
-    "info"; ``remedy`` is what to change to get more, "" if nothing.
+    "info".  ``remedy`` says what would help, "" if nothing has to.  ``answers`` is the name
+    of the engine that will answer requests, in the finding about that engine; else None.
     """
 
-    __slots__ = ("check", "remedy", "status", "text")
+    __slots__ = ("answers", "check", "remedy", "status", "text")
 
-    def __init__(self, status: str, check: str, text: str, remedy: str = "") -> None:
+    def __init__(
+        self, status: str, check: str, text: str, remedy: str = "", answers: str | None = None
+    ) -> None:
         self.status = status
         self.check = check
-        self.text = _one_line(text)
+        self.text = one_line(text)
         self.remedy = remedy
+        self.answers = answers
 
     def __repr__(self) -> str:
         return f"Finding({self.status!r}, {self.check!r}, {self.text!r}, {self.remedy!r})"
 
 
-def examine() -> Iterator[Finding]:
-    """Everything that can be found, one after the other.  Raises nothing."""
+def examine(engine: str | None = None) -> Iterator[Finding]:
+    """Everything that can be found, one after the other.  Raises nothing.
+
+    ``engine`` is what was given as ``--engine``; without it ``TASKDIAG_ENGINE`` counts.
+    """
+    # A user whom the service answers needs nothing of what the kernel engine needs.
+    served = _trial("service") is None
     yield kernel()
     facts, found = btf()
     yield found
-    yield from namespaces()
-    yield from capabilities()
+    yield from namespaces(served)
+    yield from capabilities(served)
     yield from seccomp()
     yield from security()
     yield from sysctls()
     loads = program(facts)
+    if served and loads.status == "missing":
+        loads = Finding("info", loads.check, f"{loads.text}; the service loads its own")
     yield loads
     if facts is not None:
         works = loads.status == "ok"
-        yield from groups(facts, works)
+        yield from groups(facts, works, served)
         if works:
             yield from first_process(facts)
     yield from proc()
-    yield from engines()
+    yield from engines(engine)
 
 
 def engine_of(findings: list[Finding]) -> str | None:
-    """The engine that ``auto`` chooses according to the findings, None if none works."""
-    return next(
-        (found.check.partition(" ")[2] for found in findings
-         if found.check.startswith("engine ") and found.status == "ok"),
-        None,
-    )  # fmt: skip
+    """The engine that will answer according to the findings, None if none will."""
+    return next((found.answers for found in findings if found.answers), None)
 
 
 # --- The host ----------------------------------------------------------------------
@@ -103,7 +107,7 @@ def kernel() -> Finding:
 
 
 def btf() -> tuple[Facts | None, Finding]:
-    """Whether the kernel says how its structures are laid out, and what it says."""
+    """Whether the kernel describes its data structures (BTF), and the description."""
     from .kernel.facts import VMLINUX, Facts
 
     try:
@@ -124,16 +128,16 @@ def security() -> Iterator[Finding]:
         yield Finding(
             "limited",
             "lockdown",
-            "confidentiality: programs may not read kernel memory by address",
+            "confidentiality: programs may not read kernel memory",
             "boot with lockdown=integrity or none",
         )
     else:
         mode = text.partition("[")[2].partition("]")[0] or text
-        yield Finding("ok", "lockdown", f"{mode}, which allows what programs need")
+        yield Finding("ok", "lockdown", f"{mode}: programs may read kernel memory")
     text = _read(f"{_SECURITY}/lsm")
     if text is not None:
         strict = [name for name in text.split(",") if name in ("selinux", "apparmor", "smack")]
-        more = f"; {', '.join(strict)} may refuse more than capabilities do" if strict else ""
+        more = f"; {', '.join(strict)} may refuse what capabilities allow" if strict else ""
         yield Finding("info", "lsm", text + more)
 
 
@@ -142,7 +146,7 @@ def sysctls() -> Iterator[Finding]:
     value = _read(f"{_SYSCTL}/kernel/unprivileged_bpf_disabled")
     if value is not None:
         name = f"kernel.unprivileged_bpf_disabled = {value}"
-        yield Finding("info", "sysctl", f"{name}; iterators need the capabilities anyway")
+        yield Finding("info", "sysctl", f"{name}; iterators need capabilities in any case")
     value = _read(f"{_SYSCTL}/net/core/bpf_jit_enable")
     if value == "0":
         yield Finding(
@@ -156,15 +160,15 @@ def sysctls() -> Iterator[Finding]:
 
 
 def proc() -> Iterator[Finding]:
-    """Whether /proc is there, whose tasks it shows, and to whom."""
+    """Whether /proc is mounted, and which tasks it shows."""
     try:
         shown = os.readlink(f"{_PROC}/self")
     except OSError:
-        text = "/proc is not mounted: groups that only procfs serves cannot be had"
+        text = "/proc is not mounted: the procfs engine and groups that need it do not work"
         yield Finding("missing", "proc", text, "mount -t proc proc /proc")
         return
     if shown != str(os.getpid()):
-        text = "/proc is that of another pid namespace"
+        text = "/proc shows another pid namespace than that of this process"
         yield Finding("limited", "proc", text, "mount -t proc proc /proc")
         return
     options = _proc_options()
@@ -173,9 +177,9 @@ def proc() -> Iterator[Finding]:
     if level in ("0", "off"):
         yield Finding("ok", "proc", "/proc is mounted and shows this pid namespace")
     elif _has(CAP_SYS_PTRACE):
-        yield Finding("ok", "proc", f"/proc is mounted with {hides}; CAP_SYS_PTRACE sees all")
+        yield Finding("ok", "proc", f"/proc is mounted with {hides}, but CAP_SYS_PTRACE sees all")
     else:
-        text = f"/proc is mounted with {hides}: procfs shows this user's tasks only"
+        text = f"/proc is mounted with {hides}: it shows only tasks of this user"
         yield Finding("info", "proc", text)
 
 
@@ -193,51 +197,59 @@ def _proc_options() -> list[str]:
 # --- The user ------------------------------------------------------------------------
 
 
-def namespaces() -> Iterator[Finding]:
-    """Which tasks the numbers are about, and where capabilities count."""
+def namespaces(served: bool = False) -> Iterator[Finding]:
+    """Namespaces other than the host's first ones."""
     pids, users = _namespace("pid"), _namespace("user")
     if pids is None:
-        yield Finding("info", "namespaces", "cannot be told without /proc")
+        yield Finding("info", "namespaces", "unknown, because /proc is not mounted")
         return
     if pids != _INIT_PID_NS:
-        yield Finding("info", "pid namespace", f"pid:[{pids}]: its tasks, under its numbers")
+        text = f"pid:[{pids}]: only tasks in it are shown, with their pids in it"
+        yield Finding("info", "pid namespace", text)
     if users != _INIT_USER_NS:
-        yield Finding(
-            "limited",
-            "user namespace",
-            f"user:[{users}]: capabilities in it do not count for BPF",
-            "run outside of the user namespace, or let a service there answer",
-        )
+        text = f"user:[{users}]: capabilities in it do not count for BPF"
+        remedy = "run outside of the user namespace, or mount the socket of the host's service"
+        if served:
+            yield Finding("info", "user namespace", f"{text}; the service answers instead")
+        else:
+            yield Finding("limited", "user namespace", text, remedy)
 
 
-def capabilities() -> Iterator[Finding]:
-    """Of what the engines need: had or missing."""
+def capabilities(served: bool = False) -> Iterator[Finding]:
+    """The capabilities that the kernel engine needs: present or missing.
+
+    With ``served`` there is a service, so nobody is told to get them.
+    """
     caps = capability.effective()
     uid = os.geteuid()
     if caps is None:
-        yield Finding("info", "capabilities", f"uid {uid}; cannot be told without /proc")
+        yield Finding("info", "capabilities", f"uid {uid}; unknown, because /proc is not mounted")
         return
     foreign = _namespace("user") not in (None, _INIT_USER_NS)
     for bit, name in _NEEDED:
+        present = bool(caps & 1 << bit)
         if foreign:
-            held = "had" if caps & 1 << bit else "missing"
-            yield Finding("info", "capability", f"{name}: {held}, in this user namespace only")
-        elif caps & 1 << bit:
-            yield Finding("ok", "capability", f"{name}: had")
+            state = "present" if present else "missing"
+            yield Finding("info", "capability", f"{name}: {state}, in this user namespace only")
+        elif present:
+            yield Finding("ok", "capability", f"{name}: present")
         elif caps & 1 << CAP_SYS_ADMIN:
             yield Finding("ok", "capability", f"{name}: missing, but CAP_SYS_ADMIN includes it")
+        elif served:
+            text = f"{name}: missing (uid {uid}); the service answers instead"
+            yield Finding("info", "capability", text)
         else:
             text = f"{name}: missing (uid {uid}); the kernel engine needs it"
             yield Finding("missing", "capability", text, _GET_CAPS)
     if caps & 1 << CAP_SYS_PTRACE:
-        yield Finding("ok", "capability", "CAP_SYS_PTRACE: had, all tasks can be seen")
+        yield Finding("ok", "capability", "CAP_SYS_PTRACE: present, so every task is shown")
     else:
-        text = "CAP_SYS_PTRACE: missing; only tasks that this user may trace can be seen"
+        text = "CAP_SYS_PTRACE: missing; only tasks that this user may trace are shown"
         yield Finding("info", "capability", text, "run as root to see every task")
 
 
 def seccomp() -> Iterator[Finding]:
-    """Whether a filter stands between this process and its system calls."""
+    """Whether a seccomp filter is active."""
     status = _read(f"{_PROC}/thread-self/status") or ""
     if "\nSeccomp:\t2" in status:
         text = "a filter is active, as in most containers; it may refuse bpf(2)"
@@ -248,7 +260,7 @@ def seccomp() -> Iterator[Finding]:
 
 
 def program(facts: Facts | None) -> Finding:
-    """Whether a program can really be loaded, attached and read."""
+    """Whether a program can be loaded, attached and run."""
     if facts is None:
         return Finding("missing", "programs", "not tried without BTF")
     from .kernel import bpf
@@ -273,20 +285,22 @@ def program(facts: Facts | None) -> Finding:
 
 
 def why_not(what: str, error: OSError) -> tuple[str, str]:
-    """What an error of bpf(2) means here, and what to do about it."""
+    """What an error of bpf(2) means, and what would help."""
     number = error.errno or 0
     said = f"the kernel refused to {what}: {errno.errorcode.get(number, number)}"
     if number in (errno.EPERM, errno.EACCES):
         if _namespace("user") not in (None, _INIT_USER_NS):
-            return f"{said}, as in every user namespace but the first", "run outside of it"
+            text = f"{said}, as it does in every user namespace but the first"
+            return text, "run outside of the user namespace"
         if not capability.may_load_bpf():
-            return f"{said}, for want of CAP_BPF and CAP_PERFMON", _GET_CAPS
+            return f"{said}: CAP_BPF and CAP_PERFMON are missing", _GET_CAPS
         return (
-            f"{said}, though the capabilities seem to be there: seccomp or a security module",
+            f"{said} in spite of the capabilities: seccomp or a security module forbids it",
             "allow bpf(2) in the container's seccomp profile and the module's policy",
         )
     if number == errno.ENOSYS:
-        return f"{said}: no CONFIG_BPF_SYSCALL, or seccomp hides it", "allow bpf(2)"
+        text = f"{said}: it has no bpf(2), or seccomp forbids it"
+        return text, "boot a kernel with CONFIG_BPF_SYSCALL=y, or allow bpf(2) in the profile"
     if number == _ENOTSUPP:
         return f"{said}: kernel functions need the JIT", "sysctl net.core.bpf_jit_enable=1"
     if number in (errno.EINVAL, errno.E2BIG):
@@ -294,8 +308,12 @@ def why_not(what: str, error: OSError) -> tuple[str, str]:
     return f"{said} ({error.strerror})", ""
 
 
-def groups(facts: Facts, works: bool) -> Iterator[Finding]:
-    """Who serves each group: tried, if ``works`` says that programs can be loaded."""
+def groups(facts: Facts, works: bool, served: bool = False) -> Iterator[Finding]:
+    """Where each group comes from.
+
+    ``works`` says that programs can be loaded, so this is tried; ``served`` that a service
+    answers where they cannot.
+    """
     from .kernel.compile import missing_features
 
     lacking = missing_features(facts)
@@ -306,8 +324,11 @@ def groups(facts: Facts, works: bool) -> Iterator[Finding]:
             yield Finding("info", check, f"procfs on every kernel, for want of {why}")
         elif why:
             yield Finding("limited", check, f"procfs, for want of {why}", "boot a newer kernel")
+        elif not works and served:
+            yield Finding("ok", check, "bpf, through the service")
         elif not works:
-            yield Finding("limited", check, "bpf, once programs can be loaded; procfs until then")
+            text = "procfs; bpf could serve it if programs could be loaded"
+            yield Finding("limited", check, text)
         else:
             yield _try_group(facts, show, check)
 
@@ -327,7 +348,10 @@ def _try_group(facts: Facts, show: Show, check: str) -> Finding:
 
 
 def first_process(facts: Facts) -> Iterator[Finding]:
-    """Whether iterators show process 1, which some hardened kernels hide from them."""
+    """Whether iterators show process 1, which the kernels of some hosts hide from them.
+
+    The kernel engine and the service then have to get it in another way.
+    """
     if not _has(CAP_SYS_PTRACE):
         return
     from .kernel import KernelEngine
@@ -347,33 +371,74 @@ def first_process(facts: Facts) -> Iterator[Finding]:
         engine.close()
     if shown:
         yield Finding("ok", "process 1", "shown by iterators")
+        return
+    text = "this host hides it from BPF iterators"
+    left_out = [name for name in ("kernel", "service") if not _shows_first(name)]
+    if left_out:
+        text = f"{text}; {' and '.join(left_out)} cannot show it"
+        yield Finding("limited", "process 1", text, "use --engine procfs where it matters")
     else:
-        yield Finding("info", "process 1", "hidden from iterators; taken from /proc instead")
+        yield Finding("info", "process 1", f"{text}; the engines show it all the same")
 
 
-def engines() -> Iterator[Finding]:
-    """Which engines answer, in the order of choice: the first that does is ``auto``'s."""
-    from .engine import ENGINES, choose
+def _shows_first(name: str) -> bool:
+    """Whether an engine shows process 1; true of one that does not work at all."""
+    return not isinstance(_trial(name, 1), NoSuchProcess)
 
-    first = True
+
+def engines(asked: str | None = None) -> Iterator[Finding]:
+    """Which engines work, best first, and which of them will answer.
+
+    ``asked`` is what was given as ``--engine``; without it ``TASKDIAG_ENGINE`` counts.
+    """
+    from .engine import ENGINES, wanted
+
+    try:
+        chosen = wanted(asked)
+    except RequestError as error:
+        remedy = "unset TASKDIAG_ENGINE, or set it to the name of an engine"
+        yield Finding("missing", "engine", str(error), remedy)
+        chosen = ""
+    by = "--engine" if asked else "TASKDIAG_ENGINE"
+    found = False
     for name in ENGINES:
-        try:
-            for _ in choose(name).stream(Request(Show.BASE, Dump.ONE, os.getpid())):
-                pass
-        except ImportError:
-            yield Finding("missing", f"engine {name}", "this version does not have it")
-        except (TaskdiagError, OSError) as error:
-            spare = name == "service" and not first
-            remedy = "start taskdiag serve as root" if name == "service" and first else ""
-            status = "info" if spare else "missing"
-            yield Finding(status, f"engine {name}", _sentence(error), remedy)
+        check, problem = f"engine {name}", _trial(name)
+        insisted = name == chosen
+        if problem is None and (insisted or (chosen == "auto" and not found)):
+            found = True
+            why = f"{by} asks for" if insisted else "auto chooses"
+            yield Finding("ok", check, f"works, and is what {why}", answers=name)
+        elif problem is None:
+            yield Finding("ok", check, "works")
+        elif insisted:
+            text = f"{by} asks for it, but it does not work: {_sentence(problem)}"
+            remedy = _SERVE if name == "service" else f"let auto choose: without {by}"
+            yield Finding("missing", check, text, remedy)
+        elif name == "service":
+            # With root's privileges there is no need for it.
+            spare = found or capability.may_load_bpf()
+            remedy = "" if spare else _SERVE
+            yield Finding("info" if spare else "missing", check, _sentence(problem), remedy)
         else:
-            text = "works, and is what auto chooses" if first else "works"
-            yield Finding("ok", f"engine {name}", text)
-            first = False
+            yield Finding("missing", check, _sentence(problem))
 
 
-# --- Small things ------------------------------------------------------------------------
+_SERVE = "have root start taskdiag serve"
+
+
+def _trial(name: str, pid: int | None = None) -> Exception | None:
+    """What goes wrong when an engine is asked for a process, by default this one."""
+    from .engine import choose
+
+    try:
+        for _ in choose(name).stream(Request(Show.BASE, Dump.ONE, pid or os.getpid())):
+            pass
+    except (TaskdiagError, OSError) as error:
+        return error
+    return None
+
+
+# --- Helpers -----------------------------------------------------------------------------
 
 
 def _has(bit: int) -> bool:
@@ -400,10 +465,3 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, EngineUnavailable):
         return str(error).removesuffix(": see taskdiag doctor")
     return getattr(error, "strerror", None) or str(error)
-
-
-def _one_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # Of a verifier's log the last line but its statistics says what was wrong.
-    said = [line for line in lines if not line.startswith("processed ")]
-    return lines[0] if len(said) < 2 else f"{lines[0]} {said[-1]}"

@@ -1,4 +1,4 @@
-"""Engines answer requests: the protocol that they keep, and the choice between them."""
+"""Engines answer requests.  This module has their protocol, and chooses one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import os
 
 from .capability import may_load_bpf
-from .errors import EngineUnavailable, RequestError
+from .errors import EngineUnavailable, RequestError, nearest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,53 +16,64 @@ if TYPE_CHECKING:
     from .request import Request
 
     class Engine(Protocol):
-        """Whoever answers requests."""
+        """What every engine offers."""
 
         @property
         def name(self) -> str:
-            """kernel, service or procfs."""
+            """The name by which `choose` finds it: kernel, service or procfs."""
 
         def stream(self, request: Request) -> Iterator[bytes]:
             """The answer, in chunks of whole processes.
 
-            Raises NoSuchProcess when the request names a pid that is not there,
-            at the latest with the first chunk.
+            Raises NoSuchProcess for the pid of no process, no later than the first chunk.
             """
 
 
-__all__ = ("ENGINES", "Auto", "Engine", "choose")
+__all__ = ("ENGINES", "Auto", "Engine", "choose", "wanted")
 
-#: In the order of choice.
+#: The engines, best first.
 ENGINES = ("kernel", "service", "procfs")
 
 
+def wanted(name: str | None = None) -> str:
+    """The name given, else that in ``TASKDIAG_ENGINE``, else "auto".
+
+    >>> wanted("procfs")
+    'procfs'
+
+    Raises RequestError for the name of no engine.
+    """
+    chosen = name or os.environ.get("TASKDIAG_ENGINE") or "auto"
+    if chosen != "auto" and chosen not in ENGINES:
+        where = "" if name else "TASKDIAG_ENGINE: "
+        known = nearest(chosen, ("auto", *ENGINES))
+        raise RequestError(f"{where}unknown engine {chosen!r}: {known}")
+    return chosen
+
+
 def choose(name: str | None = None, *, read_ahead: bool = False) -> Engine:
-    """The engine of that name, else of ``TASKDIAG_ENGINE``, else the best one here.
+    """The engine with that name, else that of ``TASKDIAG_ENGINE``, else the best one here.
 
     >>> choose("procfs").name
     'procfs'
 
-    The kernel engine asked for by name answers without the help of procfs or not at all,
-    but for VMA_STAT, which no kernel can give otherwise.
+    If the kernel engine is asked for by name, it does not fall back to procfs for groups
+    that BPF cannot serve here, except for VMA_STAT, which BPF can serve nowhere.
 
-    With ``read_ahead`` a thread reads what comes next while the caller works, for
-    engines whose answer is made by someone else (:mod:`taskdiag.readahead`).
+    With ``read_ahead``, a thread reads the next part of the answer while the caller works on
+    this one (:mod:`taskdiag.readahead`).
 
     Raises RequestError for an unknown name, EngineUnavailable if an engine asked for
     by name cannot work here.
     """
-    wanted = name or os.environ.get("TASKDIAG_ENGINE") or "auto"
-    if wanted != "auto":
-        if wanted not in ENGINES:
-            raise RequestError(f"unknown engine {wanted!r}: choose from auto, {', '.join(ENGINES)}")
-        return _open(wanted, read_ahead, insist=True)
-    return Auto(read_ahead)
+    chosen = wanted(name)
+    return Auto(read_ahead) if chosen == "auto" else _open(chosen, read_ahead, insist=True)
 
 
 class Auto:
-    """The best engine that works here for the request at hand.
+    """The best engine that works here, chosen anew for each request.
 
-    What an engine can do shows only when it is asked: the kernel may refuse a program.
+    Engines must be tried, because the kernel may refuse a program when it is loaded.
     """
 
     name = "auto"
@@ -80,12 +91,13 @@ class Auto:
         return _open(ENGINES[-1], self._read_ahead).stream(request)
 
 
-#: Engines keep what the next request can use again: loaded programs, an open /proc.
+#: Engines are kept because they keep what the next request can reuse: programs, an open /proc.
 _opened: dict[tuple[str, bool, bool], Engine] = {}
 
 
 def _open(name: str, read_ahead: bool, insist: bool = False) -> Engine:
-    # Asked each time: a process may give up its privileges, and what it loaded with them.
+    # Checked every time: the process may have dropped its privileges since, and must then
+    # not go on to use what was loaded with them.
     if name == "kernel" and not may_load_bpf():
         for key in [key for key in _opened if key[0] == name]:
             del _opened[key]
@@ -100,7 +112,7 @@ def _open(name: str, read_ahead: bool, insist: bool = False) -> Engine:
 
 
 def _make(name: str, read_ahead: bool, insist: bool) -> Engine:
-    # Imported here: a command loads the engine that answers it and no other.
+    # Imported here, so that a command loads only the engine that answers it.
     if name == "kernel":
         from .kernel import KernelEngine
 

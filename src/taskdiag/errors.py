@@ -1,8 +1,13 @@
-"""What can go wrong, each error also a built-in that callers already catch."""
+"""The exceptions of this package.  Each is also a built-in exception that callers know."""
 
 from __future__ import annotations
 
 import errno
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = (
     "AccessDenied",
@@ -13,38 +18,46 @@ __all__ = (
     "RequestError",
     "TaskdiagError",
     "UnsupportedRequest",
+    "nearest",
+    "one_line",
 )
 
 
 class TaskdiagError(Exception):
-    """The base of every error that this package raises on purpose."""
+    """The base class of the others."""
 
 
 class RequestError(TaskdiagError, ValueError):
-    """The request itself makes no sense (EINVAL)."""
+    """The request is malformed (EINVAL)."""
 
 
 class UnsupportedRequest(RequestError):
-    """A kind of request that this version does not answer (EOPNOTSUPP)."""
+    """This version does not answer this kind of request (EOPNOTSUPP)."""
 
 
 class NoSuchProcess(TaskdiagError, ProcessLookupError):
-    """No process has that pid, or it is not the requester's to see (ESRCH)."""
+    """No process has that pid, or the requester may not see it (ESRCH).
+
+    >>> str(NoSuchProcess(7)).startswith("no process has pid 7")
+    True
+    """
 
     def __init__(self, pid: int) -> None:
-        super().__init__(errno.ESRCH, f"no process has pid {pid}")
+        # Root sees every process.  For others the two cases look the same, as they must.
+        unseen = "" if os.geteuid() == 0 else ", or it is not yours to see"
+        super().__init__(errno.ESRCH, f"no process has pid {pid}{unseen}")
         self.pid = pid
 
     def __str__(self) -> str:
-        return f"no process has pid {self.pid}"
+        return str(self.strerror)
 
 
 class AccessDenied(TaskdiagError, PermissionError):
-    """The operation needs a privilege that this user lacks (EPERM)."""
+    """The user lacks a privilege that the operation needs (EPERM)."""
 
 
 class Busy(TaskdiagError, BlockingIOError):
-    """The previous answer was not read to its end yet (EBUSY)."""
+    """The previous answer has not been read to its end yet (EBUSY)."""
 
 
 class EngineUnavailable(TaskdiagError, OSError):
@@ -55,8 +68,33 @@ class EngineUnavailable(TaskdiagError, OSError):
 
 
 class DecodeError(TaskdiagError, ValueError):
-    """A stream breaks the contract at byte ``offset``."""
+    """A stream is malformed at byte ``offset``."""
 
     def __init__(self, offset: int, message: str) -> None:
         super().__init__(f"byte {offset}: {message}")
         self.offset = offset
+
+
+def one_line(text: str) -> str:
+    """Of a message and the log in it the two lines that matter, as one.
+
+    >>> one_line("it failed:\\n0: r0 = 1\\nR1 is not there\\nprocessed 1 insns")
+    'it failed: R1 is not there'
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # In a verifier's log the last line before the statistics says what is wrong.
+    said = [line for line in lines if not line.startswith("processed ")]
+    return " ".join(lines[:1] if len(said) < 2 else [lines[0], said[-1]])
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """How to go on after "unknown name": with the most similar known one, or with all of them.
+
+    >>> nearest("dmup", ["ps", "dump"]), nearest("xyz", ["ps", "dump"])
+    ("did you mean 'dump'?", 'choose from ps, dump')
+    """
+    from difflib import get_close_matches
+
+    names = list(known)
+    near = get_close_matches(name.lower(), names, 1)
+    return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"

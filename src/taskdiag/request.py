@@ -18,18 +18,23 @@ _WITH_PID = (Dump.ONE, Dump.CHILDREN, Dump.THREAD)
 def parse_show(names: str | Iterable[str]) -> Show:
     """Turn group names into show flags.
 
-    >>> parse_show("base,stat")
-    <Show.BASE|STAT: 17>
+    >>> parse_show("base,stat") == Show.BASE | Show.STAT
+    True
 
-    Raises RequestError for a name that is no group's.
+    Raises RequestError for an unknown or empty name, TypeError for what is not a string.
     """
     show = Show(0)
     for name in names.split(",") if isinstance(names, str) else names:
+        if not isinstance(name, str):
+            raise TypeError(f"a group is named by a string, such as 'base', not by {name!r}")
         try:
             show |= Show[name.strip().upper()]
         except KeyError:
-            known = ", ".join(group.name.lower() for group in Show if group.name)
-            raise RequestError(f"unknown show flag {name!r}: choose from {known}") from None
+            from .errors import nearest
+
+            known = [group.name.lower() for group in Show if group.name]
+            what = f"unknown group {name!r}" if name.strip() else f"empty group name in {names!r}"
+            raise RequestError(f"{what}: {nearest(name.strip(), known)}") from None
     return show
 
 

@@ -1,12 +1,12 @@
-"""``taskdiag doctor``: what this host and this user can do, one line each."""
+"""``taskdiag doctor``: what works on this host for this user, one line each."""
 
 from __future__ import annotations
 
 import os
 
 from ..doctor import Finding, engine_of, examine
-from ..errors import RequestError
 from ..terminal import clean
+from .arguments import asks_for_help, unknown
 from .output import write
 
 __all__ = ("run",)
@@ -14,33 +14,32 @@ __all__ = ("run",)
 _HELP = """\
 usage: taskdiag doctor [--json]
 
-Say what this host and this user can do, and what to change to get more.  Programs are
-really loaded and engines really asked.
+Say what works on this host for this user, and how to get more.  Nothing is guessed that can
+be tried: programs are loaded, and engines are asked.  --engine and TASKDIAG_ENGINE count as
+they do for other commands.
 
-Each line is a verdict, a subject, what was found and, behind an arrow, what would help:
+Each line has a verdict, a subject, what was found and, behind an arrow, what would help:
 
   ok       it works
   limited  it works, but not fully
   missing  it does not work
   info     good to know
 
-  --json   the same as one JSON object: findings, and the engine that auto chooses
+  --json   one JSON object: the findings, and the engine that will answer
 
-exit status: 0 if some engine works, 1 if none does
+exit status: 0 if an engine will answer, 1 if none will
 """
 
 
 def run(args: list[str], engine: str | None) -> int:
     """Run the command; raises RequestError for unknown arguments."""
-    if "--help" in args:
+    if asks_for_help(args):
         write(_HELP.encode())
         return 0
     for arg in args:
         if arg != "--json":
-            raise RequestError(
-                f"unknown argument {arg!r}: taskdiag doctor --help lists those known"
-            )
-    findings = list(examine())
+            raise unknown(arg, "doctor", ["--json"])
+    findings = list(examine(engine))
     write(_json(findings) if args else b"".join(map(_line, findings)))
     return 0 if engine_of(findings) else 1
 
@@ -53,6 +52,7 @@ def _line(found: Finding) -> bytes:
 def _json(findings: list[Finding]) -> bytes:
     import json
 
-    listed = [{name: getattr(found, name) for name in Finding.__slots__} for found in findings]
+    shown = ("status", "check", "text", "remedy")
+    listed = [{name: getattr(found, name) for name in shown} for found in findings]
     text = json.dumps({"engine": engine_of(findings), "findings": listed}, indent=2)
     return text.encode() + b"\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..engine import choose
-from .arguments import HELP, parse
+from .arguments import HELP, asks_for_help, parse
 from .output import write, write_all
 
 __all__ = ("run",)
@@ -24,7 +24,7 @@ list of mappings whose flags are names.
 
 def run(args: list[str], engine: str | None) -> int:
     """Run the command; raises RequestError and whatever engines and output raise."""
-    if "--help" in args:
+    if asks_for_help(args):
         write(_HELP.format(arguments=HELP).encode())
         return 0
     request, switches = parse(args, "dump", ["--raw"])

@@ -1,8 +1,8 @@
-"""``taskdiag explain``: the program that a request becomes."""
+"""``taskdiag explain``: the BPF program that a request becomes."""
 
 from __future__ import annotations
 
-from .arguments import HELP, parse
+from .arguments import HELP, asks_for_help, parse
 from .output import write, write_all
 
 __all__ = ("run",)
@@ -11,23 +11,23 @@ _HELP = f"""\
 usage: taskdiag explain [--show GROUP,...] [--all | --threads | --one PID | --children PID
                         | --thread PID]
 
-Print the BPF program by which the running kernel would answer a request, annotated with
-the kernel's names of what it reads, and say which groups procfs would serve and why.
-Nothing is loaded, so this needs no privilege.
+Print the BPF program that answers the request on the running kernel, annotated with the
+kernel's names for what it reads, and say which groups come from /proc instead, and why.
+Nothing is loaded, so no privilege is needed.
 
 {HELP}"""
 
 
 def run(args: list[str], engine: str | None) -> int:
     """Run the command; raises RequestError, and EngineUnavailable without BTF."""
-    if "--help" in args:
+    if asks_for_help(args):
         write(_HELP.encode())
         return 0
     request, _ = parse(args, "explain")
     from ..kernel.explain import explain
     from ..kernel.facts import Facts
 
-    # All of it before the first line: an error must not follow half a program.
+    # Made whole before anything is printed, so that no error can follow half a program.
     lines = list(explain(request, Facts.live()))
     write_all(f"{line}\n".encode() for line in lines)
     return 0

@@ -1,4 +1,4 @@
-"""Standard output, written to directly: nothing is left to flush when the reader goes."""
+"""Standard output, written without a buffer, so that there is nothing to flush at the end."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ if TYPE_CHECKING:
 
 __all__ = ("write", "write_all")
 
-#: How much to collect before it is written.
+#: Bytes to collect before they are written.
 _BLOCK = 1 << 18
 
 
 def write(data: bytes) -> None:
-    """Write all of it.
+    """Write all of ``data``.
 
-    Raises BrokenPipeError if nobody reads any more, else OSError, naming the output.
+    Raises BrokenPipeError if the reader has gone, OSError that names standard output for
+    any other error.
     """
     rest = memoryview(data)
     try:
@@ -30,7 +31,7 @@ def write(data: bytes) -> None:
 
 
 def write_all(pieces: Iterable[bytes]) -> bool:
-    """Write pieces in large blocks; says whether there was anything."""
+    """Write ``pieces`` in large blocks.  Returns whether there was anything to write."""
     held: list[bytes] = []
     size, some = 0, False
     for piece in pieces:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import RequestError
+from .arguments import asks_for_help, unknown
 from .output import write
 
 __all__ = ("run",)
@@ -24,7 +25,7 @@ A socket that systemd listens on comes before --socket.
 
 def run(args: list[str], engine: str | None) -> int:
     """Run the command; raises RequestError, EngineUnavailable and OSError."""
-    if "--help" in args:
+    if asks_for_help(args):
         write(_HELP.encode())
         return 0
     if engine not in (None, "auto", "kernel"):
@@ -41,7 +42,7 @@ def _parse(args: list[str]) -> dict[str, str]:
     for arg in rest:
         name, equals, value = arg.partition("=")
         if name not in ("--socket", "--file"):
-            raise RequestError(f"unknown argument {arg!r}: taskdiag serve --help lists those known")
+            raise unknown(arg, "serve", ["--socket", "--file"])
         value = value if equals else next(rest, "")
         if not value:
             raise RequestError(f"{name} needs a path")

@@ -79,11 +79,14 @@ def _owned(status: os.stat_result) -> bool:
 class Cache:
     """Files about one identity (of a kernel), each found by its key.
 
-    >>> cache = Cache("build-id 4a5a9b0a", "/var/cache/taskdiag")
+    >>> from tempfile import mkdtemp
+    >>> cache = Cache("build-id 4a5a9b0a", mkdtemp(prefix="taskdiag-example-"))
     >>> cache.write("greeting", b"hello")
     True
     >>> cache.read("greeting")
     b'hello'
+    >>> from shutil import rmtree
+    >>> rmtree(cache.where)
     """
 
     def __init__(self, identity: str, where: str | None) -> None:

@@ -40,8 +40,8 @@ class ServiceEngine:
     """Answers requests by asking the taskdiag service of this host.
 
     >>> engine = ServiceEngine("/run/taskdiag.sock")
-    >>> sum(len(chunk) for chunk in engine.stream(Request(Show.BASE)))
-    7600
+    >>> sum(len(chunk) for chunk in engine.stream(Request(Show.BASE))) > 0
+    True
 
     What is shown is what the service's rule lets the caller see, with the credentials
     that it has when `stream` is called.  ``path`` is that of the socket, by default

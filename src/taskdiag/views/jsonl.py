@@ -43,8 +43,9 @@ def as_dict(task: Task) -> dict[str, Any]:
     """A task as plain dictionaries and lists.
 
     >>> import taskdiag
-    >>> as_dict(next(taskdiag.dump("tty", pid=1)))
-    {'pid': 1, 'tgid': 1, 'tty': {'tty_nr': 0, 'tpgid': -1}}
+    >>> import os
+    >>> as_dict(next(taskdiag.dump("tty", pid=os.getpid())))
+    {'pid': ..., 'tgid': ..., 'tty': {'tty_nr': ..., 'tpgid': ...}}
     """
     out: dict[str, Any] = {"pid": task.pid, "tgid": task.tgid}
     base = task.base
