@@ -16,7 +16,7 @@ from .abi import Attr, State, VmaFlag
 from .errors import DecodeError
 from .netlink import vma_records
 
-__all__ = ("Base", "Cred", "Sched", "Stat", "Statm", "Task", "Tty", "Vma", "VmaStat")
+__all__ = ("Base", "Cred", "Name", "Sched", "Stat", "Statm", "Task", "Tty", "Vma", "VmaStat")
 
 
 class Base(NamedTuple):
@@ -101,6 +101,12 @@ class Sched(NamedTuple):
     rt_priority: int
     policy: int
     processor: int
+
+
+class Name(NamedTuple):
+    """Full name, as /proc/PID/comm shows it (``task_diag_name``)."""
+
+    name: str
 
 
 class VmaStat(NamedTuple):
@@ -191,7 +197,8 @@ class Task(tuple[Any, ...]):
             if kind not in _KNOWN
         }
 
-    # These six are alike and stay unrolled: they are what a loop over tasks calls.
+    # The groups with a fixed layout are alike.  They stay unrolled because a loop over
+    # tasks spends its time in them.
 
     @property
     def base(self) -> Base | None:
@@ -268,6 +275,19 @@ class Task(tuple[Any, ...]):
         return sched
 
     @property
+    def name(self) -> Name | None:
+        """Full name; None unless asked for."""
+        _, _, data, at, layout, more = self
+        span = layout.get(34)
+        if span is not None:
+            values = _NAME(data, at + span[0])
+        elif (values := _joined(more, 34, _NAME)) is None:
+            return None
+        text = str(values[0].partition(b"\0")[0], _ENCODING, "surrogateescape")
+        name: Name = _new(Name, (text,))
+        return name
+
+    @property
     def cmdline_raw(self) -> bytes | None:
         """The argument bytes as they lie in memory; None as for `cmdline`."""
         found = self.payloads(Attr.CMDLINE)
@@ -315,9 +335,9 @@ def _joined(more: tuple[tuple[bytes, int, Layout], ...], kind: int, unpack: Unpa
 
 # Straight to the tuple: half the time of Base(...) and Base._make().
 _new: Callable[..., Any] = tuple.__new__
-_BASE, _CRED, _STAT, _STATM, _TTY, _SCHED = (
+_BASE, _CRED, _STAT, _STATM, _TTY, _SCHED, _NAME = (
     group.struct.unpack_from
-    for group in (abi.BASE, abi.CRED, abi.STAT, abi.STATM, abi.TTY, abi.SCHED)
+    for group in (abi.BASE, abi.CRED, abi.STAT, abi.STATM, abi.TTY, abi.SCHED, abi.NAME)
 )
 _ENCODING = sys.getfilesystemencoding()
 _KNOWN = frozenset(int(kind) for kind in Attr)
