@@ -43,7 +43,7 @@ def constants() -> dict[str, object]:
         "USER_NAME": _USER_NAME,
         "GROUP_NAME": _GROUP_NAME,
         "TTY_NAME": _TTY_NAME,
-        "nameless": nameless,
+        "bracketed": bracketed,
     }
 
 
@@ -256,7 +256,7 @@ def _tty_name(number: int) -> bytes:
 _TTY_NAME: Texts = Cache(_tty_name)
 
 
-def _comm(width: int) -> Texts:
+def _command_name(width: int) -> Texts:
     def make(raw: bytes) -> bytes:
         name = clean(raw.partition(b"\0")[0])
         return _padded(clip(name, width), width) if width else name
@@ -264,12 +264,12 @@ def _comm(width: int) -> Texts:
     return Cache(make)
 
 
-def nameless(comm: bytes, state: int, cmdline: bytes | None) -> bytes:
-    """What stands for the arguments of who has none: its name in brackets."""
+def bracketed(name: bytes, state: int, cmdline: bytes | None) -> bytes:
+    """What is shown of a task that has no arguments: its name in brackets."""
     if cmdline:
         return b"?"  # Nothing but NULs.
-    name = b"[" + clean(comm.partition(b"\0")[0]) + b"]"
-    return name + b" <defunct>" if state == 6 else name
+    text = b"[" + clean(name.partition(b"\0")[0]) + b"]"
+    return text + b" <defunct>" if state == 6 else text
 
 
 class Arguments:
@@ -281,9 +281,9 @@ class Arguments:
         self.width = width
 
     def __getitem__(self, key: tuple[bytes | None, bytes, int]) -> bytes:
-        cmdline, comm, state = key
+        cmdline, name, state = key
         raw = (cmdline or b"").rstrip(b"\0").replace(b"\0", b" ").replace(b"\n", b" ")
-        text = clean(raw) if raw else nameless(comm, state, cmdline)
+        text = clean(raw) if raw else bracketed(name, state, cmdline)
         return _padded(clip(text, self.width), self.width) if self.width else text
 
 
@@ -312,7 +312,7 @@ def _plain(needs: str, expression: str = "") -> Kind:
 
 
 _KINDS = {
-    "args": Kind("cmdline base.comm base.state", "{c}[cmdline, comm, state]", Arguments),
+    "args": Kind("cmdline name.name base.state", "{c}[cmdline, name, state]", Arguments),
     "bsdstart": Kind("sched.start_time", _STARTED, _when(_bsd_start), "start_time"),
     "bsdtime": Kind(
         "stat.utime stat.stime", f"{{c}}[{_SECONDS}]", _fixed(_bsd_time), "utime + stime"
@@ -323,7 +323,7 @@ _KINDS = {
         _fixed(lambda share: b"%2d" % min(99, max(0, share))),
         f"(utime + stime) * 100000 {_SHARE}",
     ),
-    "comm": Kind("base.comm", "{c}[comm]", _comm),
+    "comm": Kind("name.name", "{c}[name]", _command_name),
     "cp": Kind(
         "stat.utime stat.stime sched.start_time",
         f"{{c}}[(utime + stime) * 1000 {_SHARE}]",
@@ -339,7 +339,7 @@ _KINDS = {
     "euid": _plain("cred.euid"),
     "euser": _names_of("euid"),
     "flags": _plain("sched.flags", "flags >> 6 & 7"),
-    "fname": Kind("base.comm", "{c}[comm]", lambda width: _comm(8), "comm"),
+    "fname": Kind("name.name", "{c}[name]", lambda width: _command_name(8), "name"),
     "fsgid": _plain("cred.fsgid"),
     "fsgroup": _names_of("fsgid"),
     "fsuid": _plain("cred.fsuid"),

@@ -235,7 +235,7 @@ class Table:
         if self._raw_tail:
             # Kept as they are here; whole blocks are made safe at once in `_finish`.
             values[-1] = (
-                '(cmdline.rstrip(b"\\0") if cmdline else b"") or nameless(comm, state, cmdline)'
+                '(cmdline.rstrip(b"\\0") if cmdline else b"") or bracketed(name, state, cmdline)'
             )
         text = "".join(_cell(item) + " " for item in before)
         width = sum(item.width + 1 for item in before) + 1
