@@ -269,6 +269,27 @@ def test_selections_beside_procps(standing: str) -> None:
         assert found & known == wanted & known, args
 
 
+#: Names with every kind of character and of damage; a name has 15 bytes.
+HOSTILE = (
+    b"abcde\xcc\x81f", "abc日本".encode(), "abcd日".encode(), b"a\xf4\x90\x80\x80b",
+    b"a\xf7\xbf\xbf\xbfb", b"a\xf8\x88\x80\x80\x80b", b"a\xf0\x80\x80\x80b", b"a\xe0\x80\x80b",
+    b"a\xed\xa0\x80b", b"a\xc0\x80b", b"\xf4\x80\x80", b"\xff\xfe", b"ab\xe6\x97\xa5\xe6",
+    b"\xe6\x97\xe6\x97\xa5", "\u1112\u1161\u11abx".encode(), "\u1160\u1161ab".encode(),
+    "\u0600ab".encode(), "\u4dc0ab".encode(), "\U0001f200ab".encode(), "\u200bx".encode(),
+    "\u00adx".encode(), "\u0301x".encode(), "\u0378x".encode(), "\u2028x".encode(),
+    "\x85\x9bx".encode(), "\ufffex".encode(), "\ue000x".encode(), "\U000e0001x".encode(),
+    "\U0001f600\U0001f600\U0001f600".encode(), b"\x1b[31m\x7f\t",
+)  # fmt: skip
+
+
+def test_hostile_names_beside_procps(standing: str) -> None:
+    with ExitStack() as stack:
+        pids = [stack.enter_context(child(lambda n=name: comm_of(n))).pid for name in HOSTILE]
+        listed = ",".join(map(str, pids))
+        for columns in ("comm", "comm,pid", "comm:5,pid", "comm:4,s,comm:3,s", "fname,s", "args,s"):
+            assert_same(["-o", columns, "-p", listed])
+
+
 #: Arguments beside "-o pid=" and whether procps-ng takes them: lists and numbers as
 #: strtoul(3) reads them in base 0.
 NUMBERS = r"""

@@ -36,7 +36,7 @@ from struct import Struct
 from .. import abi
 from ..abi import GROUPS, MSG, MSG_FLAG_CONT, NLM_F_MULTI, RESPONSE, Attr, Show, align
 from ..errors import DecodeError
-from ..terminal import cells, clean, clip
+from ..terminal import CONTROL, cells, clean, clip
 from .columns import Column, constants
 
 TYPE_CHECKING = False
@@ -55,7 +55,7 @@ _OPTIONAL = (Attr.STATM, Attr.CMDLINE)
 _HEAD = Struct("=HH").pack(RESPONSE, NLM_F_MULTI)
 #: Arguments are joined by spaces, and a newline in them is one too.
 _ARGUMENTS = bytes(
-    32 if byte in (0, 10) else 63 if byte < 32 or byte == 127 else byte for byte in range(256)
+    32 if byte in (0, 10) else CONTROL if byte < 32 or byte == 127 else byte for byte in range(256)
 )
 #: The same for a whole block of rows, whose ends must stay.
 _BLOCK = _ARGUMENTS[:10] + b"\n" + _ARGUMENTS[11:]
