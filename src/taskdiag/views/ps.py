@@ -221,48 +221,8 @@ class Table:
     # --- Compilation ---
 
     def _compile(self) -> None:
-        last = self.columns[-1]
-        before = self.columns[:-1]
-        names = self._names
-        for index, item in enumerate(self.columns):
-            if item.kind.cache is not None:
-                # The last column has the rest of the line to itself.
-                names[f"C{index}"] = item.kind.cache(0 if item is last else item.width)
-        values = [
-            item.kind.expression.replace("{c}", f"C{index}")
-            for index, item in enumerate(self.columns)
-        ]
-        if self._raw_tail:
-            # Kept as they are here; whole blocks are made safe at once in `_finish`.
-            values[-1] = (
-                '(cmdline.rstrip(b"\\0") if cmdline else b"") or bracketed(name, state, cmdline)'
-            )
-        text = "".join(_cell(item) + " " for item in before)
-        width = sum(item.width + 1 for item in before) + 1
-        if last.just == "R":
-            names["FORMAT"] = f"{text}{_cell(last)}\n".encode()
-            check = f"len(row) != {width + last.width}"
-        else:
-            names["FORMAT"] = f"{text}%b\n".encode()
-            check = f"len(row) != {width} + len(z)"
-        names["exact"] = self._lay_out_row
-        names["other"] = self._other
-        body = [f"if not ({self._where}): continue"] if self._where else []
-        body += [
-            f"z = {values[-1]}",
-            f"v = ({''.join(value + ', ' for value in values[:-1])}z,)",
-            "row = FORMAT % v",
-            f"if {check}: row = exact(v)",
-            "add(row)",
-        ]
-        if self._order:
-            keys = ""
-            for index, (kind, _) in enumerate(self._order):
-                if kind.cache is not None:
-                    names[f"O{index}"] = kind.cache(0)
-                keys += kind.order.replace("{c}", f"O{index}") + ", "
-            body.append(f"key(({keys}))")
-
+        """Write and compile the functions that format the rows of a chunk."""
+        body = self._row_body()
         full = _Layout(self._attrs, self._cmdline)
         bare = _Layout([attr for attr in self._attrs if attr not in _OPTIONAL], False)
         used = _names_in(body)
@@ -271,16 +231,76 @@ class Table:
         self._always = full.size == bare.size and not self._cmdline
         self._layout = full
         self._variables = (*fields, *(("cmdline",) if self._cmdline else ()))
+        names = self._names
+        names.update(exact=self._lay_out_row, other=self._other)
         source = self._mixed_source(full, bare, fields, body)
         if self._always:
-            struct, targets = full.picker(self._picks(fields, full))
-            names["ITER"] = struct.iter_unpack
-            source += ["def uniform(data, add, key):", f"    for {targets} in ITER(data):"]
-            source += [f"        {line}" for line in body]
+            source += self._uniform_source(full, fields, body)
         exec(compile("\n".join(source), "<ps row formatter>", "exec"), names)
         self._mixed = names["mixed"]
         self._uniform = names.get("uniform", self._mixed)
         self._compile_bulk()
+
+    def _row_body(self) -> list[str]:
+        """The lines that make a row of a task's fields, for all functions the same."""
+        values = self._column_values()
+        body = [f"if not ({self._where}): continue"] if self._where else []
+        body += [
+            f"z = {values[-1]}",
+            f"v = ({''.join(value + ', ' for value in values[:-1])}z,)",
+            "row = FORMAT % v",
+            f"if {self._row_format()}: row = exact(v)",
+            "add(row)",
+        ]
+        if self._order:
+            body.append(f"key(({self._sort_keys()}))")
+        return body
+
+    def _column_values(self) -> list[str]:
+        """The expression of each column's value; caches for them become known names."""
+        last = len(self.columns) - 1
+        values = []
+        for index, item in enumerate(self.columns):
+            if item.kind.cache is not None:
+                # The last column has the rest of the line to itself.
+                self._names[f"C{index}"] = item.kind.cache(0 if index == last else item.width)
+            values.append(item.kind.expression.replace("{c}", f"C{index}"))
+        if self._raw_tail:
+            # Raw for now: `_finish` makes whole blocks safe at once.
+            values[-1] = (
+                '(cmdline.rstrip(b"\\0") if cmdline else b"") or bracketed(name, state, cmdline)'
+            )
+        return values
+
+    def _row_format(self) -> str:
+        """Set FORMAT; the condition under which a row made by it has another width."""
+        *before, last = self.columns
+        text = "".join(_cell(item) + " " for item in before)
+        width = sum(item.width + 1 for item in before) + 1
+        if last.just == "R":
+            self._names["FORMAT"] = f"{text}{_cell(last)}\n".encode()
+            return f"len(row) != {width + last.width}"
+        self._names["FORMAT"] = f"{text}%b\n".encode()
+        return f"len(row) != {width} + len(z)"
+
+    def _sort_keys(self) -> str:
+        """The expressions that rows are sorted by, each with a comma behind it."""
+        keys = ""
+        for index, (kind, _) in enumerate(self._order):
+            if kind.cache is not None:
+                self._names[f"O{index}"] = kind.cache(0)
+            keys += kind.order.replace("{c}", f"O{index}") + ", "
+        return keys
+
+    def _uniform_source(self, layout: _Layout, fields: list[str], body: list[str]) -> list[str]:
+        """The function for chunks whose messages all have this layout."""
+        struct, targets = layout.picker(self._picks(fields, layout))
+        self._names["ITER"] = struct.iter_unpack
+        return [
+            "def uniform(data, add, key):",
+            f"    for {targets} in ITER(data):",
+            *(f"        {line}" for line in body),
+        ]
 
     def _compile_bulk(self) -> None:
         """Tables of nothing but fields need no function: one ``%`` does a whole chunk."""
