@@ -80,7 +80,7 @@ def refused(status: int, pattern: str, *args: str, stdin: bytes = b"", **environ
         (("ps", "-o", "pid:x"), "column width 'x'"),
         (("ps", "-o", ""), "needs a value"),
         (("ps", "-p", "0"), "process id 0 is out of range"),
-        (("ps", "-p", "1,-1"), "is not a process id"),
+        (("ps", "-p", "1,-1"), "process id -1 is out of range"),
         (("ps", "-p", "99999999999"), "out of range"),
         (("ps", "-p"), "-p needs a value"),
         (("ps", "-u", "no such user"), "no user is called"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import pty
+import random
 import re
 import shlex
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -110,18 +112,22 @@ def taskdiag_comm(pid: int) -> str:
         return ""
 
 
-def ours(args: list[str], engine: str = "procfs") -> subprocess.CompletedProcess[bytes]:
+def ours(
+    args: list[str], engine: str = "procfs", environment: dict[str, str] = ENVIRONMENT
+) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "-m", "taskdiag", "--engine", engine, "ps", *args],
-        capture_output=True, env=ENVIRONMENT, timeout=60,
+        capture_output=True, env=environment, timeout=60,
     )  # fmt: skip
 
 
-def assert_same(args: list[str], engine: str = "procfs") -> None:
+def assert_same(
+    args: list[str], engine: str = "procfs", environment: dict[str, str] = ENVIRONMENT
+) -> None:
     """Both print the same lines.  A second may pass between the two: then once more."""
     for _ in range(8):
-        theirs = subprocess.run(["ps", *args], capture_output=True, env=ENVIRONMENT, timeout=60)
-        mine = ours(args, engine)
+        theirs = subprocess.run(["ps", *args], capture_output=True, env=environment, timeout=60)
+        mine = ours(args, engine, environment)
         if (theirs.stdout, theirs.returncode) == (mine.stdout, mine.returncode):
             return
     assert mine.stderr == b""
@@ -282,12 +288,18 @@ HOSTILE = (
 )  # fmt: skip
 
 
-def test_hostile_names_beside_procps(standing: str) -> None:
+@pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
+def test_hostile_names_beside_procps(locale: str, standing: str) -> None:
+    pick = random.Random(1)
+    pieces = [name[at : at + 2] for name in HOSTILE for at in range(len(name))]
+    mixed = [b"".join(pick.choices(pieces, k=5)) for _ in range(100)]
+    environment = {**ENVIRONMENT, "LANG": locale}
     with ExitStack() as stack:
-        pids = [stack.enter_context(child(lambda n=name: comm_of(n))).pid for name in HOSTILE]
+        enter = stack.enter_context
+        pids = [enter(child(partial(comm_of, name))).pid for name in (*HOSTILE, *mixed)]
         listed = ",".join(map(str, pids))
-        for columns in ("comm", "comm,pid", "comm:5,pid", "comm:4,s,comm:3,s", "fname,s", "args,s"):
-            assert_same(["-o", columns, "-p", listed])
+        for columns in ("comm", "comm,pid", "comm:5,pid", "comm:4,s,comm:3,s", "fname,s"):
+            assert_same(["-o", columns, "-p", listed], "procfs", environment)
 
 
 #: Arguments beside "-o pid=" and whether procps-ng takes them: lists and numbers as

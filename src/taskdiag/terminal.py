@@ -12,6 +12,7 @@ controls.  What is printable, and how wide it is, is as wcwidth(3) of glibc has 
 from __future__ import annotations
 
 import os
+import sys
 
 __all__ = ("CONTROL", "cells", "clean", "clip", "is_utf8", "terminal_width")
 
@@ -40,11 +41,17 @@ _SIZES = bytes(
 
 
 def is_utf8() -> bool:
-    """Whether the locale's encoding is UTF-8, by the environment alone.
+    """Whether the locale's encoding is UTF-8, without the locale module.
 
-    The variables are looked at in the order of setlocale(3); the locale module
-    costs more to import than the whole of ``ps`` has to spare.
+    That module costs more to import than the whole of ``ps`` has to spare.  The variables
+    are looked at in the order of setlocale(3).  In the C locale, and where the locale is
+    not installed, they do not tell: the interpreter sets LC_CTYPE to a UTF-8 locale then
+    (PEP 538), but it also turns on its UTF-8 mode (PEP 540), which up to Python 3.14 it
+    does by itself in no other locale.
     """
+    asked_for = "PYTHONUTF8" in os.environ or sys.version_info >= (3, 15)
+    if sys.flags.utf8_mode and not asked_for and not sys._xoptions:
+        return False
     for name in ("LC_ALL", "LC_CTYPE", "LANG"):
         value = os.environ.get(name)
         if value:
