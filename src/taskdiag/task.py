@@ -158,8 +158,8 @@ class Task(tuple[Any, ...]):
 
     __slots__ = ()
 
-    # A tuple underneath because nothing is made faster: pid, tgid, then where the first
-    # message lies (buffer, offset, layout), then a tuple of such for the joined ones.
+    # A tuple, because nothing else is created as fast: pid, tgid, the place of the first
+    # message (buffer, offset, layout), and a tuple of such places for the joined messages.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -174,7 +174,7 @@ class Task(tuple[Any, ...]):
         return self[1]  # type: ignore[no-any-return]
 
     def _parts(self) -> Iterator[tuple[bytes, int, Layout]]:
-        """Where to look: buffer, offset and layout of each message about the task."""
+        """Buffer, offset and layout of each message about the task."""
         yield self[2], self[3], self[4]
         yield from self[5]
 
@@ -326,14 +326,14 @@ class Task(tuple[Any, ...]):
 
 
 def _joined(more: tuple[tuple[bytes, int, Layout], ...], kind: int, unpack: Unpack) -> Any:
-    """The tuple of values of a group in the later of several messages, None if it is in none."""
+    """The values of a group in the second of joined messages or later; None if not there."""
     for data, at, layout in more:
         if kind in layout:
             return unpack(data, at + layout[kind][0])
     return None
 
 
-# Straight to the tuple: half the time of Base(...) and Base._make().
+# Creating the tuple directly takes half the time of Base(...) and Base._make().
 _new: Callable[..., Any] = tuple.__new__
 _BASE, _CRED, _STAT, _STATM, _TTY, _SCHED, _NAME = (
     group.struct.unpack_from

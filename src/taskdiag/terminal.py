@@ -174,7 +174,7 @@ def clip(raw: bytes, room: int) -> bytes:
 
 
 def terminal_width() -> int | None:
-    """The width that output should keep to; None where it is not bounded.
+    """The width of the terminal in cells; None if there is none.
 
     As in procps-ng ``COLUMNS`` counts even where standard output is no terminal.
     """

@@ -50,23 +50,23 @@ class Options:
     """What a command line asks for."""
 
     def __init__(self) -> None:
-        #: Whether any option was in BSD's style: then defaults are BSD's too.
+        #: Whether any option was a BSD one.  Then the defaults are those of BSD.
         self.bsd = False
         self.all = False
-        #: Simple selections, a and d with their dash: -a -d a g x.
+        #: Simple selections, with their dash if they have one: -a -d a g x.
         self.simple: set[str] = set()
         #: What to select by value: field, catalogue name, values.
         self.lists: list[tuple[str, str, frozenset[int | bytes]]] = []
-        #: The pids of -q, whose order is kept.
+        #: The pids of -q, in the order given.
         self.sequence: list[int] = []
         self.negate = False
         self.running = False
-        #: The ready-made formats asked for: -f, u, j; and what modifies them.
+        #: Formats (-f, u, j) and their modifiers.
         self.formats: set[str] = set()
         self.modifiers: set[str] = set()
         self.columns: list[Column] = []
         self.order: list[tuple[Kind, bool]] | None = None
-        #: Of -L, -T and H those given.
+        #: The options given among -L, -T and H.
         self.threads: set[str] = set()
         self.header = True
         self.wide = 0
@@ -92,11 +92,11 @@ def run(args: list[str], engine: str | None) -> int:
     width = _width(options, columns)
     order = options.order or []
     if options.threads:
-        # Answers ascend by thread; ps keeps those of a process together.
+        # Answers are in the order of thread ids; ps keeps threads of a process together.
         order = [*order, (kind_of("tgid"), False)]
     table = Table(columns, where, needs, names, order, width)
     rows = table.format_chunks(_chunks(choose(engine, read_ahead=True), table, options))
-    # The header goes out with the first rows: where an engine fails there is no half a table.
+    # The header is written with the first rows, so that a failing engine prints no header.
     first = next(rows, b"")
     write_all(chain((table.header() if options.header else b"", first), rows))
     return 0 if first else 1
@@ -115,12 +115,12 @@ def _told(what: str) -> str:
 
 # --- What to ask for ------------------------------------------------------
 
-#: More pids than this are cheaper to pick out of everything.
+#: For more pids than this, it is cheaper to ask for all processes.
 _FEW = 16
 
 
 def _chunks(engine: Engine, table: Table, options: Options) -> Iterator[bytes]:
-    """The answer to the narrowest requests that cover the selection."""
+    """The answers to the narrowest requests that cover the selection."""
     strategy = Dump.ALL_THREAD if options.threads else Dump.ALL
     pids: Iterable[int] = (0,)
     if len(options.lists) == 1 and not (options.all or options.simple or options.negate):
@@ -172,10 +172,11 @@ def _selection(options: Options) -> tuple[str, list[str], dict[str, object]]:
 
 
 def _simple_bits(options: Options) -> int | None:
-    """Which of 16 sorts of task the simple selections take; None for all of them.
+    """The kinds of task, of 16, that the simple selections take, as a bit mask; None for all.
 
-    A task's sort has bit 0 if it has our effective user, 1 if it leads its session,
-    2 if it has no terminal, 3 if it has ours (or none, where we have none).
+    In the number of a kind, bit 0 says that the task has our effective user, bit 1 that it
+    leads its session, bit 2 that it has no terminal, and bit 3 that it has our terminal (or
+    none, where we have none).
     """
     simple = options.simple
     if not simple and not options.bsd:
@@ -191,7 +192,7 @@ def _simple_bits(options: Options) -> int | None:
 
 
 def _own_tty() -> int:
-    """The number of our controlling terminal, as tasks carry theirs; 0 if there is none."""
+    """The device number of our controlling terminal, encoded as in the TTY group; 0 if none."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
@@ -295,7 +296,7 @@ def _standard(options: Options) -> list[str]:
 
 
 def _width(options: Options, columns: list[Column]) -> int | None:
-    """How wide lines may be: as many screen widths as the columns need; None for any width."""
+    """The most cells of a line, in whole screens as the columns need; None for no limit."""
     screen = options.screen or terminal_width()
     if options.wide:
         screen = None if options.wide > 1 or screen is None else max(132, screen)
@@ -538,7 +539,7 @@ class _Parser:
         self.force_bsd = force_bsd
         self.options = Options()
         self.options.bsd = force_bsd
-        #: What is left of the argument that is being read.
+        #: The rest of the argument that is being read.
         self.rest = ""
 
     def parse(self) -> Options:

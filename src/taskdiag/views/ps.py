@@ -48,16 +48,16 @@ if TYPE_CHECKING:
 
 __all__ = ("Table",)
 
-#: Fields that every message has in front: name to (offset, struct code).
+#: Fields at the start of every message: name to (offset, struct code).
 _FRONT = {"pid": (16, "I"), "tgid": (20, "I")}
 #: Groups that kernel threads and zombies lack.
 _OPTIONAL = (Attr.STATM, Attr.CMDLINE)
 _HEAD = Struct("=HH").pack(RESPONSE, NLM_F_MULTI)
-#: Arguments are joined by spaces, and a newline in them is one too.
+#: NULs and newlines in arguments are shown as spaces.
 _ARGUMENTS = bytes(
     32 if byte in (0, 10) else CONTROL if byte < 32 or byte == 127 else byte for byte in range(256)
 )
-#: The same for a whole block of rows, whose ends must stay.
+#: The same for a block of rows, whose newlines have to stay.
 _BLOCK = _ARGUMENTS[:10] + b"\n" + _ARGUMENTS[11:]
 
 
@@ -157,8 +157,10 @@ class Table:
                 yield self._finish(rows)
 
     def _begin(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """The same chunks; the functions for them are compiled when the first is there, and
-        the next is on its way."""
+        """Pass chunks on, and compile the row functions when the first one has arrived.
+
+        By then the kernel is busy with the next chunk, so compiling costs no time of its own.
+        """
         for chunk in chunks:
             if not self._compiled:
                 self._compile()
@@ -176,7 +178,7 @@ class Table:
         self._offset += len(data)
 
     def _finish(self, rows: list[bytes]) -> bytes:
-        """Join rows; where arguments end them, make these safe and cut them."""
+        """Join rows.  If they end in arguments, make those safe and cut them to the width."""
         block = b"".join(rows)
         if not self._raw_tail and self.width is None:
             return block
@@ -194,11 +196,11 @@ class Table:
             rows = [row if len(row) <= width else clip(row[:-1], width) + b"\n" for row in rows]
         return b"".join(rows)
 
-    # --- Layout of one row, exactly as procps-ng keeps columns in step ---
+    # --- The layout of a row whose values do not fit their columns, as in procps-ng ---
 
     def _lay_out(self, values: Sequence[int | bytes]) -> bytes:
         row = b""
-        #: Where a column ought to start, and where the row has got to.
+        #: Where the column should start, and where the row ends so far.
         correct = actual = 0
         last = len(self.columns) - 1
         for index, (item, value) in enumerate(zip(self.columns, values, strict=True)):
@@ -303,7 +305,7 @@ class Table:
         ]
 
     def _compile_bulk(self) -> None:
-        """Tables of nothing but fields need no function: one ``%`` does a whole chunk."""
+        """Prepare to format whole chunks by one ``%``, if all columns are plain fields."""
         #: The format of so many rows, by their number; None if the table is not of this kind.
         self._bulk: dict[int, bytes] | None = None
         if not self._always or self._where or self._order:
@@ -320,7 +322,7 @@ class Table:
             self._bulk_picker = self._layout.picker(picks)[0]
 
     def _in_bulk(self, data: bytes) -> bytes | None:
-        """The rows of a chunk by a single ``%``; None if that does not fit it."""
+        """Format a whole chunk by one ``%``; None if it is not uniform or a value is too wide."""
         if self._bulk is None or not self._is_uniform(data):
             return None
         number = len(data) // self._layout.size
@@ -335,7 +337,7 @@ class Table:
         return block
 
     def _picks(self, fields: Iterable[str], layout: _Layout) -> list[tuple[int, str, str]]:
-        """Offset, struct code and name of those of the fields that a layout has."""
+        """Offset, struct code and name of each of the fields that a layout has."""
         picks = []
         for name in fields:
             if name in _FRONT:
@@ -348,7 +350,7 @@ class Table:
     def _mixed_source(
         self, full: _Layout, bare: _Layout, fields: list[str], body: list[str]
     ) -> list[str]:
-        """The function for chunks whose messages differ: in length or in their groups."""
+        """The function for chunks whose messages differ in length or groups."""
         names = self._names
         source = [
             "def mixed(data, add, key):",
@@ -386,7 +388,7 @@ class Table:
     # --- Messages ---
 
     def _is_uniform(self, data: bytes) -> bool:
-        """Whether a chunk is nothing but messages of the one layout."""
+        """Whether all messages of a chunk have the expected layout."""
         size = self._layout.size
         if not self._always or len(data) % size:
             return False
@@ -397,7 +399,7 @@ class Table:
         )
 
     def _other(self, data: bytes, at: int) -> tuple[Any, ...]:
-        """The process at ``at``, strictly: where the next one is, and all values."""
+        """Decode the process at ``at`` strictly: the offset of the next one, then all values."""
         from ..decoder import decode
         from ..netlink import messages
 
@@ -432,7 +434,7 @@ class Table:
 
 
 class _Layout:
-    """Where things lie in a message that has these fixed groups, and arguments or not."""
+    """The layout of messages with these fixed groups, with or without arguments."""
 
     def __init__(self, attrs: Sequence[Attr], cmdline: bool) -> None:
         self.cmdline = cmdline
@@ -453,7 +455,7 @@ class _Layout:
         front = Struct("=I").pack(at) + _HEAD
         self.headers += [*enumerate(front), *((24 + index, 0) for index in range(4))]
         self.checks = [(0, "I", "length"), (4, "I", "head"), (24, "I", "cont")]
-        #: The header of the last fixed group: if it is where it belongs, so are the rest.
+        #: The header of the last fixed group.  If it is in its place, all others are.
         self.mark: int | None = None
         if attrs:
             self.mark = Struct("=I").unpack(raw)[0]
@@ -473,7 +475,7 @@ class _Layout:
         return " and ".join(tests)
 
     def picker(self, picks: Iterable[tuple[int, str, str]]) -> tuple[Struct, str]:
-        """A struct that unpacks just these, as long as the layout, and names for its values."""
+        """A struct of the layout's size that unpacks just these, and names for its values."""
         code, at, names = "=", 0, []
         for offset, item, name in sorted(picks):
             code += f"{offset - at}x{item}"
