@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -163,3 +164,20 @@ def test_clean_text_is_text(raw: bytes) -> None:
     shown = clean(raw, utf8=True)
     assert all(width(ord(char)) >= 0 for char in shown.decode())
     assert clean(shown, utf8=True) == shown
+
+
+@pytest.mark.parametrize(
+    "variables",
+    ["", "LANG=C", "LANG=POSIX", "LC_ALL=C", "LANG=C.UTF-8", "LC_CTYPE=C.UTF-8", "LC_ALL=C.utf8",
+     "LANG=C LC_CTYPE=C.UTF-8", "LC_ALL=C LANG=C.UTF-8", "LANG=xx_XX.UTF-8", "LC_ALL=xx_XX"],
+)  # fmt: skip
+def test_the_locale_is_that_of_other_programs(variables: str) -> None:
+    charmap = shutil.which("locale")
+    if charmap is None:
+        pytest.skip("locale(1) is not installed (Debian: libc-bin)")
+    environment = dict(item.split("=") for item in variables.split())
+    theirs = subprocess.run([charmap, "charmap"], capture_output=True, env=environment, check=False)
+    script = "from taskdiag.terminal import is_utf8; print(is_utf8())"
+    environment["PYTHONPATH"] = str(TABLE.parent.parent)
+    mine = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment)
+    assert (mine.stdout == b"True\n") == (theirs.stdout == b"UTF-8\n"), mine.stderr

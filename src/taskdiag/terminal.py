@@ -50,7 +50,7 @@ def is_utf8() -> bool:
     does by itself in no other locale.
     """
     asked_for = "PYTHONUTF8" in os.environ or sys.version_info >= (3, 15)
-    if sys.flags.utf8_mode and not asked_for and not sys._xoptions:
+    if sys.flags.utf8_mode and not asked_for and "utf8" not in sys._xoptions:
         return False
     for name in ("LC_ALL", "LC_CTYPE", "LANG"):
         value = os.environ.get(name)
