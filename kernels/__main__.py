@@ -26,6 +26,7 @@ TESTS = (
     "tests/test_environments.py",
     "tests/test_kernels.py",
     "tests/test_kernel_engine.py",
+    "tests/test_names.py",
     "tests/test_sched.py",
 )
 

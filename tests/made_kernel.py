@@ -63,6 +63,8 @@ _MM = (
 #: As Linux 6.18 has it.
 NEW = {
     **_COMMON,
+    "kthread": "data *void, full_name *void",
+    "worker": "current_work *void, pool *void, desc char[32]",
     "pid": "level u32, numbers upid[0]",
     "percpu_counter": "count s64, counters *void",
     "backing_file": "file file, user_path path",
@@ -70,17 +72,19 @@ NEW = {
     "cred": _CRED.format(cap="kernel_cap_t"),
     "tty_struct": "index int, driver *tty_driver, ctrl.pgrp *pid",
     "mm_struct": f"{_MM}, rss_stat percpu_counter[4]",
-    "task_struct": f"thread_info.cpu u32, __state u32, {_TASK}",
+    "task_struct": f"thread_info.cpu u32, __state u32, worker_private *void, {_TASK}",
 }
 #: As Linux 5.10 has it.
 OLD = {
     **_COMMON,
+    "kthread": "data *void",
+    "worker": "current_work *void, pool *void, desc char[24]",
     "pid": "level u32, numbers upid[1]",
     "kernel_cap_struct": "cap u32[2]",
     "cred": _CRED.format(cap="kernel_cap_struct"),
     "tty_struct": "index int, driver *tty_driver, pgrp *pid",
     "mm_struct": f"{_MM}, rss_stat.count u64[4]",
-    "task_struct": f"state s64, cpu u32, {_TASK}",
+    "task_struct": f"state s64, cpu u32, set_child_tid *int, {_TASK}",
 }
 KFUNCS = (
     "bpf_rdonly_cast", "bpf_rcu_read_lock", "bpf_rcu_read_unlock", "bpf_iter_task_new",
@@ -156,7 +160,8 @@ def made(structures: dict[str, str], kfuncs: tuple[str, ...], helpers: tuple[str
     for name, values in _ENUMS.items():
         build.enum(name, [(value, index) for index, value in enumerate(values)])
     build.enum("bpf_func_id", [(f"BPF_FUNC_{name}", index) for index, name in enumerate(helpers)])
-    build.enum("flags", [("BPF_TASK_ITER_PROC_THREADS", 2)] if kfuncs else [])
+    flags = [("BPF_TASK_ITER_PROC_THREADS", 2), ("WORKER_ID_LEN", 42)] if kfuncs else []
+    build.enum("flags", flags)
     proto = build.func_proto(0, [])
     for name in ("bpf_iter_task", *kfuncs):
         build.func(name, proto)

@@ -35,14 +35,18 @@ class Made:
 _U32 = st.integers(1, 2**32 - 1)
 _U64 = st.integers(0, 2**64 - 1)
 _NAME = st.binary(max_size=40).filter(lambda raw: b"\0" not in raw)
-_COMM = st.binary(max_size=15).map(lambda raw: raw.split(b"\0")[0])
+
+
+def _text(size: int) -> st.SearchStrategy[bytes]:
+    names = st.binary(max_size=size - 1).map(lambda raw: raw.split(b"\0")[0])
+    return names.map(lambda raw: raw.ljust(size, b"\0"))
 
 
 def _group(kind: Attr) -> st.SearchStrategy[tuple[object, ...]]:
     items = []
     for item in GROUPS[kind].fields:
         if item.ctype.startswith("char["):
-            items.append(_COMM.map(lambda raw: raw.ljust(16, b"\0")))
+            items.append(_text(item.size))
         else:
             items.append(st.integers(*_RANGES[item.ctype]))
     return st.tuples(*items)

@@ -14,7 +14,7 @@ from taskdiag.cheader import header
 
 ALL = (
     abi.NLMSGHDR, abi.NLATTR, abi.TASK_DIAG_PID, abi.TASK_DIAG_MSG, abi.BASE, abi.CRED, abi.STAT,
-    abi.STATM, abi.VMA, abi.VMA_STAT, abi.TTY, abi.SCHED,
+    abi.STATM, abi.VMA, abi.VMA_STAT, abi.TTY, abi.SCHED, abi.NAME,
 )  # fmt: skip
 
 
@@ -46,6 +46,7 @@ GOLDEN = {
     "task_diag_vma_stat": words(8, 1, 10),
     "task_diag_tty": words(4, 1, 2),
     "task_diag_sched": words(8, 1, 1) + words(4, 2, 7),
+    "task_diag_name": b"name".hex() + "00" * 60,
 }  # fmt: skip
 
 

@@ -25,7 +25,12 @@ def assert_same(task: Task, made: Made) -> None:
         values = list(made.groups[kind])
         if kind == Attr.BASE:
             values[6] = State(values[6])  # type: ignore[call-overload]
-            values[7] = bytes(values[7]).split(b"\0")[0].decode(errors="surrogateescape")  # type: ignore[call-overload]
+        values = [
+            value.split(b"\0")[0].decode(errors="surrogateescape")
+            if isinstance(value, bytes)
+            else value
+            for value in values
+        ]
         assert tuple(found) == tuple(values)
     assert task.cmdline_raw == made.cmdline
     if not made.vmas:

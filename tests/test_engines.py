@@ -577,7 +577,7 @@ def test_only_what_was_asked_for(engine: Engine, population: Population) -> None
         task = one(engine, int(group), population["plain"].pid)
         present = {
             name
-            for name in ("base", "cred", "stat", "statm", "tty", "sched", "cmdline", "vmas")
+            for name in ("base", "cred", "stat", "statm", "tty", "sched", "name", "cmdline", "vmas")
             if getattr(task, name) is not None
         }
         name = group.name.lower() if group.name else ""

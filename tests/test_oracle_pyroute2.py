@@ -80,7 +80,7 @@ def test_same_values_of_a_real_answer() -> None:
     import taskdiag
 
     raw = b"".join(
-        taskdiag.stream("base,cred,stat,statm,tty,sched", pid=os.getpid(), engine="procfs")
+        taskdiag.stream("base,cred,stat,statm,tty,sched,name", pid=os.getpid(), engine="procfs")
     )
     (message,) = parsed(raw)
     (task,) = decode([raw])

@@ -20,7 +20,7 @@ from taskdiag.procfs.plan import Plan, plan_for
 from taskdiag.procfs.reader import Directory, Vanished, open_procfs
 from taskdiag.procfs.task import read_directory, read_message
 
-FIXED = [Show.BASE, Show.CRED, Show.STAT, Show.STATM, Show.TTY, Show.SCHED]
+FIXED = [Show.BASE, Show.CRED, Show.STAT, Show.STATM, Show.TTY, Show.SCHED, Show.NAME]
 SHOWS = [int(show) for show in FIXED] + [
     int(Show.BASE | Show.CRED | Show.STAT | Show.STATM),
     int(Show.CRED | Show.TTY),

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pty
+import random
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import missing, open_engine
+import taskdiag
+from conftest import ENGINES, missing, open_engine
 from population import Child, child, comm_of, end, letter, stopped, threaded, until, zombie
 from streams import Made
 from taskdiag import DecodeError
@@ -107,18 +112,22 @@ def taskdiag_comm(pid: int) -> str:
         return ""
 
 
-def ours(args: list[str], engine: str = "procfs") -> subprocess.CompletedProcess[bytes]:
+def ours(
+    args: list[str], engine: str = "procfs", environment: dict[str, str] = ENVIRONMENT
+) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "-m", "taskdiag", "--engine", engine, "ps", *args],
-        capture_output=True, env=ENVIRONMENT, timeout=60,
+        capture_output=True, env=environment, timeout=60,
     )  # fmt: skip
 
 
-def assert_same(args: list[str], engine: str = "procfs") -> None:
+def assert_same(
+    args: list[str], engine: str = "procfs", environment: dict[str, str] = ENVIRONMENT
+) -> None:
     """Both print the same lines.  A second may pass between the two: then once more."""
     for _ in range(8):
-        theirs = subprocess.run(["ps", *args], capture_output=True, env=ENVIRONMENT, timeout=60)
-        mine = ours(args, engine)
+        theirs = subprocess.run(["ps", *args], capture_output=True, env=environment, timeout=60)
+        mine = ours(args, engine, environment)
         if (theirs.stdout, theirs.returncode) == (mine.stdout, mine.returncode):
             return
     assert mine.stderr == b""
@@ -266,6 +275,242 @@ def test_selections_beside_procps(standing: str) -> None:
         assert found & known == wanted & known, args
 
 
+#: Names with every kind of character and of damage; a name has 15 bytes.
+HOSTILE = (
+    b"abcde\xcc\x81f", "abc日本".encode(), "abcd日".encode(), b"a\xf4\x90\x80\x80b",
+    b"a\xf7\xbf\xbf\xbfb", b"a\xf8\x88\x80\x80\x80b", b"a\xf0\x80\x80\x80b", b"a\xe0\x80\x80b",
+    b"a\xed\xa0\x80b", b"a\xc0\x80b", b"\xf4\x80\x80", b"\xff\xfe", b"ab\xe6\x97\xa5\xe6",
+    b"\xe6\x97\xe6\x97\xa5", "\u1112\u1161\u11abx".encode(), "\u1160\u1161ab".encode(),
+    "\u0600ab".encode(), "\u4dc0ab".encode(), "\U0001f200ab".encode(), "\u200bx".encode(),
+    "\u00adx".encode(), "\u0301x".encode(), "\u0378x".encode(), "\u2028x".encode(),
+    "\x85\x9bx".encode(), "\ufffex".encode(), "\ue000x".encode(), "\U000e0001x".encode(),
+    "\U0001f600\U0001f600\U0001f600".encode(), b"\x1b[31m\x7f\t",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
+def test_hostile_names_beside_procps(locale: str, standing: str) -> None:
+    pick = random.Random(1)
+    pieces = [name[at : at + 2] for name in HOSTILE for at in range(len(name))]
+    mixed = [b"".join(pick.choices(pieces, k=5)) for _ in range(100)]
+    environment = {**ENVIRONMENT, "LANG": locale}
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        pids = [enter(child(partial(comm_of, name))).pid for name in (*HOSTILE, *mixed)]
+        listed = ",".join(map(str, pids))
+        for columns in ("comm", "comm,pid", "comm:5,pid", "comm:4,s,comm:3,s", "fname,s"):
+            assert_same(["-o", columns, "-p", listed], "procfs", environment)
+
+
+#: Arguments beside "-o pid=" and whether procps-ng takes them: lists and numbers as
+#: strtoul(3) reads them in base 0.
+NUMBERS = r"""
+-p 0x1
+-p 0X1
+-p 01
+-p 010
+-p 08
+-p +1
+-p -1
+-p -0xffffffffffffffff
+-p -18446744073709551615
+-p 18446744073709551617
+-p 0
+-p 0x
+-p 0b1
+-p 1_0
+-p \u0661
+-p 1x
+-p --1
+-p +-1
+-p 2147483647
+-p 2147483648
+-p ''
+-p '1 2'
+-p '1\t2'
+-p '1\n2'
+-p '\n1'
+-p '\v\f\r1'
+-p '1\n'
+-p ' 1'
+-p 1,
+-p ,1
+-p 1,,2
+--pid=1
+--pid:0x1
+--pid= 1
+-q 0x1
+-s 09
+-s 0x7fffffff
+-s 0
+-g 0x7fffffff
+-g 1,nosuchgroup
+--ppid 0x7fffffff
+--ppid 0
+-u -1
+-u nosuchuser
+-u 4294967294
+-u 4294967295
+-u 0xfffffffe
+-U 037777777776
+-G 0xfffffffe
+-G nosuchgroup
+--group 0xfffffffe
+-C kthreadd,
+-C 'kthreadd\nx'
+0x1
+01 0x2
+08
+1,2
+'1 2'
+1 +1
+1 --1
+-p 1 --cols 0x20
+-p 1 --cols -1
+-p 1 --cols 1999999999
+-p 1 --cols 2000000000
+-p 1 -o pid,
+-p 1 -o pid,,comm
+-p 1 -o pid:010
+-p 1 --sort pid,
+-p 1 --sort pid,,comm
+-p 1 --sort ,pid
+-p 1 h h
+-p 1 --no-headers=1
+"""
+
+
+@pytest.mark.parametrize("line", NUMBERS.split("\n")[1:-1])
+def test_lists_and_numbers_beside_procps(line: str, standing: str) -> None:
+    words = shlex.split(line.encode().decode("unicode_escape") if "\\" in line else line)
+    args = ["-o", "pid=", *words]
+    theirs = subprocess.run(["ps", *args], capture_output=True, env=ENVIRONMENT)
+    mine = ours(args)
+    assert mine.stdout == theirs.stdout
+    if theirs.returncode == 0 or not theirs.stderr:
+        assert mine.returncode == theirs.returncode
+        assert mine.stderr == b""
+    else:
+        assert (theirs.returncode, mine.returncode) == (1, 2)
+        assert re.fullmatch(rb"taskdiag: [^\n]+\n", mine.stderr)
+
+
+@pytest.mark.parametrize(
+    "option", ["-u NUMBER", "-U NUMBER", "U NUMBER", "--user NUMBER", "-G NUMBER", "--group NUMBER",
+               "-g 0,NUMBER", "-u root,NUMBER"],
+)  # fmt: skip
+@pytest.mark.parametrize("number", ["0x1e240", "0361100", "+123456", "-0xfffffffffffe1dc0"])
+def test_ids_in_every_base(option: str, number: str, standing: str) -> None:
+    args = ["-o", "pid=", *option.replace("NUMBER", number).split()]
+    known = {pid.encode() for pid in standing.split(",")}
+    theirs = subprocess.run(["ps", *args], capture_output=True, env=ENVIRONMENT)
+    assert set(ours(args).stdout.split()) & known == set(theirs.stdout.split()) & known
+
+
+@pytest.mark.parametrize("line", ["-N -u nosuchuser", "-N -G nosuchgroup", "-N -u -1"])
+def test_ids_that_nobody_has_may_be_left_out(line: str, standing: str) -> None:
+    args = ["-o", "pid=", *line.split()]
+    assert {pid.encode() for pid in standing.split(",")} <= set(ours(args).stdout.split())
+
+
+@settings(deadline=None)
+@given(st.text("0123456789abcdefxX+- \t\n\v\f\r_\u0661", max_size=24))
+def test_numbers_are_those_of_strtoul(text: str) -> None:
+    libc = ctypes.CDLL(None)
+    libc.strtoul.restype = ctypes.c_ulong
+    raw = ctypes.create_string_buffer(text.encode())
+    end = ctypes.c_char_p()
+    number = libc.strtoul(raw, ctypes.byref(end), 0)
+    # Where there is no number, strtoul() stops at the start.
+    whole = end.value == b"" and text != ""
+    assert command._number(text) == (number if whole else None)
+
+
+@pytest.mark.parametrize("zeros", ["", "0" * 5000, "0x" + "0" * 5000])
+def test_numbers_of_any_length(zeros: str) -> None:
+    assert command._number("9" * 5000) == 2**64 - 1
+    assert command._number(zeros + "1") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--engine procfs", "--engine goes before the command"),
+        ("--engine=procfs", "--engine goes before the command"),
+        ("-V -e", "option -V goes alone"),
+        ("--version -e", "option --version goes alone"),
+        ("L -e", "option L goes alone"),
+        ("-p 1,,2", "process id list '1,,2' has an empty item"),
+        ("-o pid,,comm", "column list 'pid,,comm' has an empty item"),
+        ("-g nosuchgroup", "'nosuchgroup' is a list neither of session ids nor of groups"),
+        # About the first reading, although the second one gets further.
+        ("-o pid -u -1", "user id -1 is out of range"),
+    ],
+)
+def test_messages(line: str, said: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(said)):
+        command.parse(line.split())
+
+
+@pytest.mark.parametrize("option", ["-V", "V", "--version"])
+def test_version(option: str) -> None:
+    assert ours([option]).stdout == f"ps from taskdiag {taskdiag.__version__}\n".encode()
+
+
+def test_help() -> None:
+    assert ours(["-p", "1", "--help"]).stdout.startswith(b"usage: taskdiag ps ")
+    # There it is a name.
+    assert ours(["-C", "--help"]).stdout.count(b"\n") == 1
+
+
+def long_names() -> dict[int, str]:
+    """Kernel threads whose name is longer than a comm, but for workers, whose names change."""
+    found = {pid: taskdiag_comm(pid) for pid in range(3, 300)}
+    return {
+        pid: name
+        for pid, name in found.items()
+        if len(name) > 15 and "kworker" not in name and not os.path.exists(f"/proc/{pid}/exe")
+    }
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_full_names_of_kernel_threads(engine: str, standing: str) -> None:
+    open_engine(engine)
+    if not (names := long_names()):
+        pytest.skip("no kernel thread has a name longer than 15 bytes here")
+    pids = ",".join(map(str, names))
+    for line in (
+        "-o comm -p LIST", "-o args -p LIST", "-o ucmd,pid -p LIST", "-o ucomm:20,pid -p LIST",
+        "-o fname,comm -p LIST", "-o args:12,comm:40,cmd -p LIST", "-f -p LIST", "u c -p LIST",
+        "--sort comm -o comm -p LIST", "--sort -args -o pid -p LIST",
+    ):  # fmt: skip
+        assert_same([pids if word == "LIST" else word for word in line.split()], engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_commands_are_found_by_their_full_name(engine: str, standing: str) -> None:
+    open_engine(engine)
+    names = [name for name in long_names().values() if "," not in name and " " not in name]
+    for name in [
+        *names[:3],
+        *(name[:15] for name in names[:3]),
+        *(name + "x" for name in names[:3]),
+    ]:
+        assert_same(["-o", "pid=,comm=", "-C", name], engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_commands_of_processes_are_found_by_their_first_15_bytes(
+    engine: str, standing: str
+) -> None:
+    open_engine(engine)
+    with child(lambda: comm_of(b"fifteen-bytes.x")) as it:
+        for asked in ("fifteen-bytes.x", "fifteen-bytes.xyz", "fifteen-bytes.x-" + "y" * 100):
+            assert ours(["-o", "pid=", "-C", asked], engine).stdout.split() == [b"%d" % it.pid]
+            assert_same(["-o", "pid=", "-C", asked], engine)
+        assert ours(["-o", "pid=", "-C", "fifteen-bytes."], engine).stdout == b""
+
+
 def test_known_columns_are_those_of_procps(standing: str) -> None:
     """Each with its header; ours are a part of theirs."""
     theirs = subprocess.run(["ps", "L"], capture_output=True, env=ENVIRONMENT).stdout.split(b"\n")
@@ -292,6 +537,7 @@ def task(
 ) -> Made:
     made = Made(pid, pid)
     made.groups[Attr.BASE] = (pid, pid, 1, 0, pid, pid, state, comm)
+    made.groups[Attr.NAME] = (comm,)
     if vm:
         made.groups[Attr.STATM] = tuple(vm.get(item.name, 0) for item in GROUPS[Attr.STATM].fields)
     made.cmdline = cmdline
@@ -342,6 +588,7 @@ def test_messages_of_every_kind_in_one_chunk() -> None:
             (Attr.CMDLINE, b"odd\0"),
             (77, b"new"),
             (0, GROUPS[Attr.BASE].struct.pack(4, 4, 1, 0, 4, 4, 1, b"odd")),
+            (Attr.NAME, GROUPS[Attr.NAME].struct.pack(b"odd")),
         ],
     )
     parts = [
@@ -424,7 +671,8 @@ def test_unknown_columns_name_the_nearest() -> None:
 
 def test_only_what_columns_need_is_asked_for() -> None:
     shows = {
-        "pid": "BASE", "ppid,comm": "BASE", "rss": "STATM", "user": "CRED", "args": "BASE|CMDLINE",
+        "pid": "BASE", "ppid": "BASE", "comm": "NAME",
+        "rss": "STATM", "user": "CRED", "args": "BASE|CMDLINE|NAME",
         "tty,start": "TTY|SCHED", "time": "STAT",
     }  # fmt: skip
     for columns, wanted in shows.items():

@@ -31,6 +31,12 @@ def test_what_lies_behind_the_end_of_a_name_is_not_shown() -> None:
     assert found.comm == "sh"
 
 
+def test_name() -> None:
+    raw = b"kworker/0:1-events\xff\0left over".ljust(64, b"\0")
+    found = task_of([(Attr.NAME, raw)]).name
+    assert found == ("kworker/0:1-events\udcff",)
+
+
 def test_bytes_that_are_no_text_come_back() -> None:
     found = task_of([base(b"\xff\xfe"), (Attr.CMDLINE, b"\x80\0\xc3\xa9\0")])
     assert found.base is not None
@@ -59,7 +65,8 @@ def test_arguments(raw: bytes, arguments: list[str]) -> None:
 def test_groups_that_are_not_there_are_none() -> None:
     task = task_of([])
     assert (task.pid, task.tgid) == (5, 4)
-    for name in ("base", "cred", "stat", "statm", "cmdline", "cmdline_raw", "vmas", "tty", "sched"):
+    groups = "base", "cred", "stat", "statm", "tty", "sched", "name"
+    for name in (*groups, "cmdline", "cmdline_raw", "vmas"):
         assert getattr(task, name) is None
 
 

@@ -33,6 +33,7 @@ __all__ = (
     "DecodeError",
     "Dump",
     "EngineUnavailable",
+    "Name",
     "NoSuchProcess",
     "Request",
     "RequestError",
@@ -64,7 +65,7 @@ _HOMES = {
         "RequestError", "TaskdiagError", "UnsupportedRequest",
     ),
     "request": ("Request",),
-    "task": ("Base", "Cred", "Sched", "Stat", "Statm", "Task", "Tty", "Vma", "VmaStat"),
+    "task": ("Base", "Cred", "Name", "Sched", "Stat", "Statm", "Task", "Tty", "Vma", "VmaStat"),
 }  # fmt: skip
 
 

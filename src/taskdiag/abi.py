@@ -84,6 +84,7 @@ class Show(enum.IntFlag):
     CMDLINE = 1 << 6
     TTY = 1 << 32
     SCHED = 1 << 33
+    NAME = 1 << 34
 
 
 class Dump(enum.IntEnum):
@@ -172,6 +173,7 @@ class Attr(enum.IntEnum):
     CMDLINE = 6
     TTY = 32
     SCHED = 33
+    NAME = 34
 
 
 def align(length: int) -> int:
@@ -866,6 +868,23 @@ SCHED = Group(
     Attr.SCHED,
 )
 
+NAME = Group(
+    "task_diag_name",
+    64,
+    (
+        Field(
+            "name",
+            "char[64]",
+            0,
+            "Name as /proc/PID/comm shows it, NUL-padded",
+            kernel="name(task)",
+            procfs="status:Name",
+        ),
+    ),
+    "Full name of a task, beyond comm's 15 bytes for kernel threads (ours, not the reference's).",
+    Attr.NAME,
+)
+
 #: The groups with a fixed layout, by attribute type, in the order that our messages have
 #: them.  CMDLINE is bare bytes and VMA records are `VMA` structures with names and
 #: statistics behind them.
@@ -875,6 +894,7 @@ GROUPS: dict[Attr, Group] = {
     Attr.STAT: STAT,
     Attr.TTY: TTY,
     Attr.SCHED: SCHED,
+    Attr.NAME: NAME,
     Attr.STATM: STATM,
 }
 #: The order of all attributes in our messages.  Readers must not rely on it, but may be

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 __all__ = ("header",)
 
 _TYPES = {"u8": "__u8", "u16": "__u16", "u32": "__u32", "i32": "__s32", "u64": "__u64"}
-#: In the order in which they refer to each other; netlink's own come from linux/netlink.h.
+#: Each behind those that it refers to.  netlink's own come from linux/netlink.h.
 _GROUPS = (
     abi.TASK_DIAG_PID, abi.TASK_DIAG_MSG, abi.BASE, abi.CRED, abi.STAT, abi.STATM, abi.VMA,
-    abi.VMA_STAT, abi.TTY, abi.SCHED,
+    abi.VMA_STAT, abi.TTY, abi.SCHED, abi.NAME,
 )  # fmt: skip
 
 _TOP = """\

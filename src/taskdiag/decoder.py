@@ -104,8 +104,8 @@ class _Uniform:
             code += f"HH{abi.align(stop - start)}x"
         self._headers = Struct(code)
         self._expected = self._headers.unpack_from(data, at)
-        # The bytes that are the same in every message: the length, type and flags of the
-        # header, that nothing follows (CONT), and the attribute headers.
+        # The bytes that are equal in all such messages: length, type and flags of the header,
+        # the message's own flags (no CONT), and the attribute headers.
         same = [*range(8), *range(24, MSG.size)]
         for start, _ in layout.values():
             same += range(start - 4, start)
@@ -121,7 +121,7 @@ class _Uniform:
         return self._headers.unpack_from(data, at) == self._expected
 
     def holds(self, data: bytes) -> bool:
-        """Whether a chunk is nothing but such messages, and right in all that is checked."""
+        """Whether a chunk consists of such messages only, and all of them are valid."""
         size = self._size
         if len(data) % size:
             return False
@@ -132,7 +132,7 @@ class _Uniform:
         at = self._base
         if at is None:
             return True
-        # BASE has tgid and pid the other way round.
+        # BASE has tgid before pid.
         for offset in range(4):
             if data[16 + offset :: size] != data[at + 4 + offset :: size]:
                 return False
@@ -183,7 +183,7 @@ def _check_identity(data: bytes, at: int, pid: int, tgid: int, base: int) -> Non
 
 
 def _check_joined(parts: tuple[Part, ...], offset: int) -> None:
-    """Only what may go on in the next message may appear in several."""
+    """Check that only CMDLINE and VMA, which may be continued, appear more than once."""
     kinds: set[int] = set()
     for _, _, layout in parts:
         for kind in layout:

@@ -16,7 +16,7 @@ from .abi import Attr, State, VmaFlag
 from .errors import DecodeError
 from .netlink import vma_records
 
-__all__ = ("Base", "Cred", "Sched", "Stat", "Statm", "Task", "Tty", "Vma", "VmaStat")
+__all__ = ("Base", "Cred", "Name", "Sched", "Stat", "Statm", "Task", "Tty", "Vma", "VmaStat")
 
 
 class Base(NamedTuple):
@@ -103,6 +103,12 @@ class Sched(NamedTuple):
     processor: int
 
 
+class Name(NamedTuple):
+    """Full name, as /proc/PID/comm shows it (``task_diag_name``)."""
+
+    name: str
+
+
 class VmaStat(NamedTuple):
     """Page statistics of a mapping, in bytes; ``pss`` in bytes << 12."""
 
@@ -152,8 +158,8 @@ class Task(tuple[Any, ...]):
 
     __slots__ = ()
 
-    # A tuple underneath because nothing is made faster: pid, tgid, then where the first
-    # message lies (buffer, offset, layout), then a tuple of such for the joined ones.
+    # A tuple, because nothing else is created as fast: pid, tgid, the place of the first
+    # message (buffer, offset, layout), and a tuple of such places for the joined messages.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -168,7 +174,7 @@ class Task(tuple[Any, ...]):
         return self[1]  # type: ignore[no-any-return]
 
     def _parts(self) -> Iterator[tuple[bytes, int, Layout]]:
-        """Where to look: buffer, offset and layout of each message about the task."""
+        """Buffer, offset and layout of each message about the task."""
         yield self[2], self[3], self[4]
         yield from self[5]
 
@@ -191,7 +197,8 @@ class Task(tuple[Any, ...]):
             if kind not in _KNOWN
         }
 
-    # These six are alike and stay unrolled: they are what a loop over tasks calls.
+    # The groups with a fixed layout are alike.  They stay unrolled because a loop over
+    # tasks spends its time in them.
 
     @property
     def base(self) -> Base | None:
@@ -268,6 +275,19 @@ class Task(tuple[Any, ...]):
         return sched
 
     @property
+    def name(self) -> Name | None:
+        """Full name; None unless asked for."""
+        _, _, data, at, layout, more = self
+        span = layout.get(34)
+        if span is not None:
+            values = _NAME(data, at + span[0])
+        elif (values := _joined(more, 34, _NAME)) is None:
+            return None
+        text = str(values[0].partition(b"\0")[0], _ENCODING, "surrogateescape")
+        name: Name = _new(Name, (text,))
+        return name
+
+    @property
     def cmdline_raw(self) -> bytes | None:
         """The argument bytes as they lie in memory; None as for `cmdline`."""
         found = self.payloads(Attr.CMDLINE)
@@ -306,18 +326,18 @@ class Task(tuple[Any, ...]):
 
 
 def _joined(more: tuple[tuple[bytes, int, Layout], ...], kind: int, unpack: Unpack) -> Any:
-    """The tuple of values of a group in the later of several messages, None if it is in none."""
+    """The values of a group in the second of joined messages or later; None if not there."""
     for data, at, layout in more:
         if kind in layout:
             return unpack(data, at + layout[kind][0])
     return None
 
 
-# Straight to the tuple: half the time of Base(...) and Base._make().
+# Creating the tuple directly takes half the time of Base(...) and Base._make().
 _new: Callable[..., Any] = tuple.__new__
-_BASE, _CRED, _STAT, _STATM, _TTY, _SCHED = (
+_BASE, _CRED, _STAT, _STATM, _TTY, _SCHED, _NAME = (
     group.struct.unpack_from
-    for group in (abi.BASE, abi.CRED, abi.STAT, abi.STATM, abi.TTY, abi.SCHED)
+    for group in (abi.BASE, abi.CRED, abi.STAT, abi.STATM, abi.TTY, abi.SCHED, abi.NAME)
 )
 _ENCODING = sys.getfilesystemencoding()
 _KNOWN = frozenset(int(kind) for kind in Attr)

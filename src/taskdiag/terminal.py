@@ -1,29 +1,57 @@
 """Text that is safe on a terminal, and how wide it is there.
 
 Names and arguments of processes are whatever their owners chose, terminal escapes
-included.  As procps-ng does, every control character (C0, DEL, C1, line and
-paragraph separators) and every byte that is not valid in the locale's encoding is
-shown as ``?``; each still takes one cell.  Unlike procps-ng, which shows ``.`` for
-control characters where the locale is not UTF-8, it is ``?`` in every locale.
+included.  As in procps-ng 4.0.2, a ``?`` stands for every character that is not printable
+(controls, separators of lines and paragraphs, what Unicode does not assign) and for every
+byte that is no part of a character in the locale's encoding; each takes one cell.  Where
+bytes have no encoding, because the locale has none or text is damaged, a ``.`` stands for
+controls.  What is printable, and how wide it is, is as wcwidth(3) of glibc has it:
+:mod:`taskdiag.widths`.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 
-__all__ = ("cells", "clean", "clip", "is_utf8", "terminal_width")
+__all__ = ("CONTROL", "cells", "clean", "clip", "is_utf8", "terminal_width")
 
-#: Control characters become question marks; bytes from 0x80 stay.
-_CONTROLS = bytes(63 if byte < 32 or byte == 127 else byte for byte in range(256))
-_NOT_ASCII = bytes(63 if byte < 32 or byte >= 127 else byte for byte in range(256))
+
+def _signs(controls: int, others: int | None) -> bytes:
+    """A table for bytes.translate(): these for control characters and what is not ASCII."""
+    return bytes(
+        controls if byte < 32 or byte == 127 else others if others and byte > 127 else byte
+        for byte in range(256)
+    )
+
+
+_CONTROLS = _signs(ord("?"), None)
+#: The same for bytes of which no encoding is known.
+_BYTES = _signs(ord("."), ord("?"))
+
+#: Bytes of a character by its first byte; 0 where none starts.
+_SIZES = bytes(
+    1 if byte < 0x80
+    else 0 if byte < 0xC2 or byte > 0xF4
+    else 2 if byte < 0xE0
+    else 3 if byte < 0xF0
+    else 4
+    for byte in range(256)
+)  # fmt: skip
 
 
 def is_utf8() -> bool:
-    """Whether the locale's encoding is UTF-8, by the environment alone.
+    """Whether the locale's encoding is UTF-8, without the locale module.
 
-    The variables are looked at in the order of setlocale(3); the locale module
-    costs more to import than the whole of ``ps`` has to spare.
+    That module costs more to import than the whole of ``ps`` has to spare.  The variables
+    are looked at in the order of setlocale(3).  In the C locale, and where the locale is
+    not installed, they do not tell: the interpreter sets LC_CTYPE to a UTF-8 locale then
+    (PEP 538), but it also turns on its UTF-8 mode (PEP 540), which up to Python 3.14 it
+    does by itself in no other locale.
     """
+    asked_for = "PYTHONUTF8" in os.environ or sys.version_info >= (3, 15)
+    if sys.flags.utf8_mode and not asked_for and "utf8" not in sys._xoptions:
+        return False
     for name in ("LC_ALL", "LC_CTYPE", "LANG"):
         value = os.environ.get(name)
         if value:
@@ -32,25 +60,87 @@ def is_utf8() -> bool:
 
 
 _UTF8 = is_utf8()
+#: What stands for a control character in text that is ASCII otherwise.
+CONTROL = ord("?" if _UTF8 else ".")
 
 
 def clean(raw: bytes, utf8: bool | None = None) -> bytes:
-    r"""Replace what a terminal must not see, each with a question mark.
+    r"""Replace what a terminal must not see.
 
     >>> clean(b"a\x1b[31m\n\xff", utf8=True)
     b'a?[31m??'
     """
-    raw = raw.translate(_CONTROLS)
+    if utf8 is None:
+        utf8 = _UTF8
+    if not utf8:
+        return raw.translate(_BYTES)
     if raw.isascii():
-        return raw
-    if not (_UTF8 if utf8 is None else utf8):
-        return raw.translate(_NOT_ASCII)
-    text = raw.decode("utf-8", "surrogateescape")
-    return "".join("?" if _unprintable(char) else char for char in text).encode()
+        return raw.translate(_CONTROLS)
+    end = _damaged_at(raw)
+    text = raw[:end].translate(_CONTROLS).decode("utf-8", "surrogateescape")
+    if "\udcf4" in text:
+        text = _beyond_unicode(text)
+    return text.translate(_SHOWN).encode() + raw[end:].translate(_BYTES)
 
 
-def _unprintable(char: str) -> bool:
-    return "\x7f" <= char < "\xa0" or char in "\u2028\u2029" or "\ud800" <= char <= "\udfff"
+def _damaged_at(raw: bytes) -> int:
+    """Where bytes cease to be text: where no character starts, or the last one is cut off.
+
+    procps-ng goes by the first byte of each character, and takes from such a place on
+    every byte for itself.
+    """
+    try:
+        raw.decode()
+        return len(raw)
+    except UnicodeDecodeError as error:
+        at = error.start
+    while at < len(raw):
+        size = _SIZES[raw[at]]
+        if not size or at + size > len(raw):
+            break
+        at += size
+    return at
+
+
+def _beyond_unicode(text: str) -> str:
+    """The same with one question mark for each code point from U+110000 to U+13FFFF.
+
+    Their four bytes are no UTF-8 to Python, but one character to mbrtowc(3) of glibc.
+    """
+    first, *rest = text.split("\udcf4")
+    for part in rest:
+        if len(part) > 2 and all("\udc80" <= char <= "\udcbf" for char in part[:3]):
+            first += "?" + part[3:]
+        else:
+            first += "\udcf4" + part
+    return first
+
+
+class _Widths(dict[int, int]):
+    """Cells by code point, each looked up once; -1 for what is not printable."""
+
+    __slots__ = ()
+
+    def __missing__(self, code: int) -> int:
+        # Most runs never see a character beyond ASCII and do without the table.
+        from .widths import width
+
+        self[code] = found = width(code)
+        return found
+
+
+class _Shown(dict[int, int]):
+    """What is shown in place of a code point, for str.translate()."""
+
+    __slots__ = ()
+
+    def __missing__(self, code: int) -> int:
+        self[code] = found = code if _WIDTHS[code] >= 0 else ord("?")
+        return found
+
+
+_WIDTHS = _Widths()
+_SHOWN = _Shown()
 
 
 def cells(raw: bytes) -> int:
@@ -61,33 +151,30 @@ def cells(raw: bytes) -> int:
     """
     if raw.isascii():
         return len(raw)
-    return sum(map(_width, raw.decode("utf-8", "replace")))
+    return sum(_WIDTHS[ord(char)] for char in raw.decode("utf-8", "replace"))
 
 
 def clip(raw: bytes, room: int) -> bytes:
-    """As much of clean bytes as fits into ``room`` cells."""
+    """As much of clean bytes as fits into ``room`` cells.
+
+    As in procps-ng, what takes no cell is dropped behind the last one.
+
+    >>> clip("a日本".encode(), 4).decode()
+    'a日'
+    """
     if raw.isascii():
         return raw[:room]
     text = raw.decode("utf-8", "replace")
     for index, char in enumerate(text):
-        room -= _width(char)
-        if room < 0:
+        width = _WIDTHS[ord(char)]
+        if width > room or not room:
             return text[:index].encode()
+        room -= width
     return raw
 
 
-def _width(char: str) -> int:
-    if char < "\u0300":
-        return 1
-    from unicodedata import category, east_asian_width
-
-    if category(char) in ("Mn", "Me", "Cf"):
-        return 0
-    return 2 if east_asian_width(char) in "WF" else 1
-
-
 def terminal_width() -> int | None:
-    """The width that output should keep to; None where it is not bounded.
+    """The width of the terminal in cells; None if there is none.
 
     As in procps-ng ``COLUMNS`` counts even where standard output is no terminal.
     """

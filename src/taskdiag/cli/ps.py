@@ -50,65 +50,77 @@ class Options:
     """What a command line asks for."""
 
     def __init__(self) -> None:
-        #: Whether any option was in BSD's style: then defaults are BSD's too.
+        #: Whether any option was a BSD one.  Then the defaults are those of BSD.
         self.bsd = False
         self.all = False
-        #: Simple selections, a and d with their dash: -a -d a g x.
+        #: Simple selections, with their dash if they have one: -a -d a g x.
         self.simple: set[str] = set()
         #: What to select by value: field, catalogue name, values.
         self.lists: list[tuple[str, str, frozenset[int | bytes]]] = []
-        #: The pids of -q, whose order is kept.
+        #: The pids of -q, in the order given.
         self.sequence: list[int] = []
         self.negate = False
         self.running = False
-        #: The ready-made formats asked for: -f, u, j; and what modifies them.
+        #: Formats (-f, u, j) and their modifiers.
         self.formats: set[str] = set()
         self.modifiers: set[str] = set()
         self.columns: list[Column] = []
         self.order: list[tuple[Kind, bool]] | None = None
-        #: Of -L, -T and H those given.
+        #: The options given among -L, -T and H.
         self.threads: set[str] = set()
         self.header = True
         self.wide = 0
         self.screen: int | None = None
         self.numeric = False
         self.short_names = False
+        #: What to tell about the command itself, instead of a table: "help", "version",
+        #: "columns"; "" for a table.
+        self.tell = ""
 
 
 def run(args: list[str], engine: str | None) -> int:
     """Run the command; the status is 1 if there was nothing to show."""
-    if "--help" in args:
-        write(_HELP.encode())
-        return 0
-    if args == ["L"]:
-        write("".join(f"{name:<12} {spec[0]:<8}\n" for name, spec in COLUMNS.items()).encode())
-        return 0
     options = parse(args)
-    # What lives as long as the process need not be looked through again and again.
+    if options.tell:
+        write(_told(options.tell).encode())
+        return 0
+    # Almost everything that is allocated lives until the process ends, so looking for
+    # garbage would find none.
     gc.disable()
     columns = choose_columns(options)
     where, needs, names = _selection(options)
     width = _width(options, columns)
     order = options.order or []
     if options.threads:
-        # Answers ascend by thread; ps keeps those of a process together.
+        # Answers are in the order of thread ids; ps keeps threads of a process together.
         order = [*order, (kind_of("tgid"), False)]
     table = Table(columns, where, needs, names, order, width)
     rows = table.format_chunks(_chunks(choose(engine, read_ahead=True), table, options))
-    # The header goes out with the first rows: where an engine fails there is no half a table.
+    # The header is written with the first rows, so that a failing engine prints no header.
     first = next(rows, b"")
     write_all(chain((table.header() if options.header else b"", first), rows))
     return 0 if first else 1
 
 
+def _told(what: str) -> str:
+    """What options tell about the command itself."""
+    if what == "help":
+        return _HELP
+    if what == "version":
+        from .. import __version__
+
+        return f"ps from taskdiag {__version__}\n"
+    return "".join(f"{name:<12} {spec[0]:<8}\n" for name, spec in COLUMNS.items())
+
+
 # --- What to ask for ------------------------------------------------------
 
-#: More pids than this are cheaper to pick out of everything.
+#: For more pids than this, it is cheaper to ask for all processes.
 _FEW = 16
 
 
 def _chunks(engine: Engine, table: Table, options: Options) -> Iterator[bytes]:
-    """The answer to the narrowest requests that cover the selection."""
+    """The answers to the narrowest requests that cover the selection."""
     strategy = Dump.ALL_THREAD if options.threads else Dump.ALL
     pids: Iterable[int] = (0,)
     if len(options.lists) == 1 and not (options.all or options.simple or options.negate):
@@ -146,7 +158,7 @@ def _selection(options: Options) -> tuple[str, list[str], dict[str, object]]:
         for index, (field, need, values) in enumerate(options.lists):
             needs.append(need)
             names[f"LIST{index}"] = values
-            value = 'comm.partition(b"\\0")[0]' if field == "comm" else field
+            value = 'name.partition(b"\\0")[0]' if field == "name" else field
             tests.append(f"{value} in LIST{index}")
     where = " or ".join(tests)
     if where == "True":
@@ -160,10 +172,11 @@ def _selection(options: Options) -> tuple[str, list[str], dict[str, object]]:
 
 
 def _simple_bits(options: Options) -> int | None:
-    """Which of 16 sorts of task the simple selections take; None for all of them.
+    """The kinds of task, of 16, that the simple selections take, as a bit mask; None for all.
 
-    A task's sort has bit 0 if it has our effective user, 1 if it leads its session,
-    2 if it has no terminal, 3 if it has ours (or none, where we have none).
+    In the number of a kind, bit 0 says that the task has our effective user, bit 1 that it
+    leads its session, bit 2 that it has no terminal, and bit 3 that it has our terminal (or
+    none, where we have none).
     """
     simple = options.simple
     if not simple and not options.bsd:
@@ -179,7 +192,7 @@ def _simple_bits(options: Options) -> int | None:
 
 
 def _own_tty() -> int:
-    """The number of our controlling terminal, as tasks carry theirs; 0 if there is none."""
+    """The device number of our controlling terminal, encoded as in the TTY group; 0 if none."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
@@ -283,7 +296,7 @@ def _standard(options: Options) -> list[str]:
 
 
 def _width(options: Options, columns: list[Column]) -> int | None:
-    """How wide lines may be: as many screen widths as the columns need; None for any width."""
+    """The most cells of a line, in whole screens as the columns need; None for no limit."""
     screen = options.screen or terminal_width()
     if options.wide:
         screen = None if options.wide > 1 or screen is None else max(132, screen)
@@ -301,73 +314,130 @@ def _width(options: Options, columns: list[Column]) -> int | None:
 def parse(args: list[str]) -> Options:
     """Take a command line apart.
 
-    Raises RequestError for what makes no sense either way.
+    Like procps-ng, tries UNIX options first; a command line that makes no sense so is read
+    again with all its options taken for BSD ones.  Raises RequestError for what makes no
+    sense either way; the sentence is about the first reading.
     """
     try:
-        return _Parser(args, force_bsd=False).parse()
+        return _checked(_Parser(args, force_bsd=False).parse())
     except RequestError as error:
         try:
-            return _Parser(args, force_bsd=True).parse()
+            return _checked(_Parser(args, force_bsd=True).parse())
         except RequestError:
             raise error from None
 
 
+def _checked(options: Options) -> Options:
+    """The same options.  Raises RequestError where two of them contradict each other."""
+    if not options.tell:
+        choose_columns(options)
+        _simple_bits(options)
+    return options
+
+
 def _words(text: str, what: str) -> list[str]:
-    """The items of a list, which commas or blanks separate."""
-    for blank in " \t\n":
-        text = text.replace(blank, ",")
-    items = text.split(",")
+    """The items of a list of processes, users and so on."""
+    items = text.replace(" ", ",").replace("\t", ",").split(",")
     if "" in items:
         raise RequestError(f"{what} list {text!r} has an empty item")
     return items
 
 
-def _pid(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()):
+def _names(text: str, what: str) -> list[str]:
+    """The items of a list of columns: one separator may end it, and a newline is one."""
+    for blank in " \t\n":
+        text = text.replace(blank, ",")
+    items = text.removesuffix(",").split(",")
+    if "" in items:
+        raise RequestError(f"{what} list {text!r} has an empty item")
+    return items
+
+
+_ULONG_MAX = 0xFFFFFFFFFFFFFFFF
+
+
+def _number(text: str) -> int | None:
+    """The number that strtoul(3) reads in base 0, None if that is not all of the text.
+
+    >>> _number("0x10"), _number("010"), _number("+10"), _number("10x")
+    (16, 8, 10, None)
+    >>> _number("-1") == _ULONG_MAX
+    True
+    """
+    digits = text.lstrip(" \t\n\v\f\r")
+    negative = digits.startswith("-")
+    if digits[:1] in ("+", "-"):
+        digits = digits[1:]
+    base = 10
+    if digits[:2] in ("0x", "0X"):
+        base, digits = 16, digits[2:]
+    elif digits.startswith("0"):
+        base = 8
+    allowed = "0123456789abcdefABCDEF" if base == 16 else "0123456789"[:base]
+    if not digits or digits.strip(allowed) or not digits.isalnum():
+        return None
+    digits = digits.lstrip("0")
+    # No number of 23 digits fits, in whatever base; int() refuses decimal ones of thousands.
+    value = int(digits[:23] or "0", base)
+    if value > _ULONG_MAX:
+        return _ULONG_MAX
+    return -value & _ULONG_MAX if negative else value
+
+
+def _pid(text: str, negate: bool) -> int:
+    number = _number(text)
+    if number is None:
         raise RequestError(f"{text!r} is not a process id")
-    if len(text) > 10 or not 0 < int(text) <= 0x7FFFFFFF:
+    if not 0 < number <= 0x7FFFFFFF:
         raise RequestError(f"process id {text} is out of range: it is from 1 to {0x7FFFFFFF}")
-    return int(text)
+    return number
 
 
-def _user(text: str) -> int:
-    if text.isascii() and text.isdecimal():
-        return _id(text, "user")
-    import pwd
+def _user(text: str, negate: bool) -> int:
+    number = _number(text)
+    if number is None:
+        import pwd
 
-    try:
-        return pwd.getpwnam(text).pw_uid
-    except (KeyError, ValueError):
-        raise RequestError(f"no user is called {text!r}") from None
-
-
-def _group(text: str) -> int:
-    if text.isascii() and text.isdecimal():
-        return _id(text, "group")
-    import grp
-
-    try:
-        return grp.getgrnam(text).gr_gid
-    except (KeyError, ValueError):
-        raise RequestError(f"no group is called {text!r}") from None
+        try:
+            return pwd.getpwnam(text).pw_uid
+        except (KeyError, ValueError):
+            return _unknown(f"no user is called {text!r}", negate)
+    return _id(number, "user", text, negate)
 
 
-def _id(text: str, what: str) -> int:
-    if len(text) > 10 or int(text) > 0xFFFFFFFE:
-        raise RequestError(f"{what} id {text} is out of range: it is from 0 to {0xFFFFFFFE}")
-    return int(text)
+def _group(text: str, negate: bool) -> int:
+    number = _number(text)
+    if number is None:
+        import grp
+
+        try:
+            return grp.getgrnam(text).gr_gid
+        except (KeyError, ValueError):
+            return _unknown(f"no group is called {text!r}", negate)
+    return _id(number, "group", text, negate)
 
 
-def _command(text: str) -> bytes:
-    return os.fsencode(text)[:15]
+def _id(number: int, what: str, text: str, negate: bool) -> int:
+    if number > 0xFFFFFFFE:
+        why = f"{what} id {text} is out of range: it is from 0 to {0xFFFFFFFE}"
+        return _unknown(why, negate)
+    return number
 
 
-def _terminal(text: str) -> int:
-    if text in ("-", "?"):
-        return 0
-    for path in (
-        (text,) if text.startswith("/") else (f"/dev/pts/{text}", f"/dev/{text}", f"/dev/tty{text}")
-    ):
+def _unknown(why: str, negate: bool) -> int:
+    """An id that no process has, where processes are to be left out; an error otherwise."""
+    if negate:
+        return 0xFFFFFFFF
+    raise RequestError(why)
+
+
+def _command(text: str, negate: bool) -> bytes:
+    return os.fsencode(text)[:63]
+
+
+def _terminal(text: str, negate: bool) -> int:
+    names = f"/dev/pts/{text}", f"/dev/{text}", f"/dev/tty{text}", f"/dev/pty{text}"
+    for path in (text,) if text.startswith("/") else (*names, f"/dev/{text}nsole"):
         try:
             found = os.stat(path)
         except (OSError, ValueError):
@@ -377,6 +447,8 @@ def _terminal(text: str) -> int:
         major, minor = os.major(found.st_rdev), os.minor(found.st_rdev)
         # As tasks carry it: new_encode_dev() of include/linux/kdev_t.h.
         return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
+    if text in ("-", "?"):
+        return 0
     raise RequestError(f"no terminal is called {text!r}")
 
 
@@ -385,20 +457,14 @@ def parse_columns(text: str) -> list[Column]:
 
     Raises RequestError.
     """
-    for blank in " \t\n":
-        text = text.replace(blank, ",")
-    # One separator at the end is allowed, as in procps-ng.
-    items = text.removesuffix(",").split(",")
-    if "" in items:
-        raise RequestError(f"column list {text!r} has an empty item")
     found = []
-    for item in items:
+    for item in _names(text, "column"):
         spec, equals, header = item.partition("=")
         name, colon, digits = spec.partition(":")
         width = 0
         if colon:
-            if not (
-                digits.isascii() and digits.isdecimal() and 0 < len(digits) < 6 and int(digits)
+            if not (digits.isascii() and digits.isdecimal() and len(digits) < 6) or (
+                digits.startswith("0")
             ):
                 raise RequestError(f"column width {digits!r} is not a number from 1 to 99999")
             width = int(digits)
@@ -408,37 +474,46 @@ def parse_columns(text: str) -> list[Column]:
 
 def _order_list(text: str) -> list[tuple[Kind, bool]]:
     order = []
-    for item in _words(text, "sort"):
+    for item in _names(text, "sort"):
         name = item[1:] if item[0] in "+-" else item
         order.append((column(name).kind, item[0] == "-"))
     return order
 
 
-#: Options with a list: what it is of, the field and its catalogue name, how to read an item.
+#: Kinds of lists: what an item is called, the field and its catalogue name, how to read an item.
+_COMMANDS = ("command", "name", "name.name", _command)
 _PIDS = ("process id", "tgid", "", _pid)
-_LISTS: dict[str, tuple[str, str, str, Callable[[str], int | bytes]]] = {
-    "-C": ("command", "comm", "base.comm", _command),
-    "-G": ("group", "gid", "cred.gid", _group),
-    "-U": ("user", "uid", "cred.uid", _user),
-    "-g": ("session", "sid", "base.sid", _pid),
+_PARENTS = ("process id", "ppid", "base.ppid", _pid)
+_SESSIONS = ("session", "sid", "base.sid", _pid)
+_TERMINALS = ("terminal", "tty_nr", "tty.tty_nr", _terminal)
+_USERS = ("user", "euid", "cred.euid", _user)
+_REAL_USERS = ("user", "uid", "cred.uid", _user)
+_GROUPS = ("group", "egid", "cred.egid", _group)
+_REAL_GROUPS = ("group", "gid", "cred.gid", _group)
+#: Options with a list.
+_LISTS: dict[str, tuple[str, str, str, Callable[[str, bool], int | bytes]]] = {
+    "-C": _COMMANDS,
+    "-G": _REAL_GROUPS,
+    "-U": _REAL_USERS,
+    "-g": _SESSIONS,
     "-p": _PIDS,
     "-q": _PIDS,
-    "-s": ("session", "sid", "base.sid", _pid),
-    "-t": ("terminal", "tty_nr", "tty.tty_nr", _terminal),
-    "-u": ("user", "euid", "cred.euid", _user),
-    "U": ("user", "euid", "cred.euid", _user),
+    "-s": _SESSIONS,
+    "-t": _TERMINALS,
+    "-u": _USERS,
+    "U": _USERS,
     "p": _PIDS,
     "q": _PIDS,
-    "t": ("terminal", "tty_nr", "tty.tty_nr", _terminal),
-    "--Group": ("group", "gid", "cred.gid", _group),
-    "--User": ("user", "uid", "cred.uid", _user),
-    "--group": ("group", "egid", "cred.egid", _group),
+    "t": _TERMINALS,
+    "--Group": _REAL_GROUPS,
+    "--User": _REAL_USERS,
+    "--group": _GROUPS,
     "--pid": _PIDS,
-    "--ppid": ("process id", "ppid", "base.ppid", _pid),
+    "--ppid": _PARENTS,
     "--quick-pid": _PIDS,
-    "--sid": ("session", "sid", "base.sid", _pid),
-    "--tty": ("terminal", "tty_nr", "tty.tty_nr", _terminal),
-    "--user": ("user", "euid", "cred.euid", _user),
+    "--sid": _SESSIONS,
+    "--tty": _TERMINALS,
+    "--user": _USERS,
 }
 _NO_HEADER = frozenset(
     f"--no{dash}{word}"
@@ -464,25 +539,25 @@ class _Parser:
         self.force_bsd = force_bsd
         self.options = Options()
         self.options.bsd = force_bsd
-        #: What is left of the argument that is being read.
+        #: The rest of the argument that is being read.
         self.rest = ""
 
     def parse(self) -> Options:
         """Raises RequestError for what is not understood."""
-        while self.at < len(self.args):
+        while self.at < len(self.args) and not self.options.tell:
             arg = self.args[self.at]
             self.at += 1
-            first = arg[:1]
-            if arg.startswith("--") and len(arg) > 2:
+            first, second = arg[:1], arg[1:2]
+            if arg.startswith("--") and arg[2:3].isalpha():
                 self._long(arg)
-            elif first == "-" and arg[1:2].isalpha() and not self.force_bsd:
+            elif first == "-" and second.isalpha() and not self.force_bsd:
                 self._letters(arg[1:], "-", self._unix)
-            elif first.isalpha() or (first == "-" and arg[1:2].isalpha()):
+            elif first.isalpha() or (first == "-" and second.isalpha()):
                 if self.force_bsd and first != "-":
                     raise RequestError(f"unknown option {arg!r}")
                 self.options.bsd = True
                 self._letters(arg.removeprefix("-"), "", self._bsd)
-            elif arg.strip("+-")[:1].isdecimal():
+            elif first.isdecimal() or first == "+" or (first == "-" and second.isdecimal()):
                 self.options.bsd = True
                 self._trailing([arg, *self.args[self.at :]])
                 break
@@ -496,7 +571,7 @@ class _Parser:
 
     def _letters(self, letters: str, dash: str, handle: Callable[[str], bool]) -> None:
         self.rest = letters
-        while self.rest:
+        while self.rest and not self.options.tell:
             letter, self.rest = self.rest[0], self.rest[1:]
             name = dash + letter
             if name in _LATER:
@@ -516,13 +591,36 @@ class _Parser:
             raise RequestError(f"option {name} needs a value")
         return value
 
+    def _alone(self, option: str, tell: str) -> None:
+        if len(self.args) > 1:
+            raise RequestError(f"option {option} goes alone")
+        self.options.tell = tell
+
+    def _no_header(self) -> None:
+        if not self.options.header:
+            raise RequestError("only one option about headers may be given")
+        self.options.header = False
+
     def _list(self, name: str, text: str) -> None:
         what, field, need, read = _LISTS[name]
-        items = [read(item) for item in _words(text, what)]
-        values = frozenset(items)
+        negate = self.options.negate
+        try:
+            items = [read(item, negate) for item in _words(text, what)]
+        except RequestError:
+            if name != "-g":
+                raise
+            _, field, need, read = _GROUPS
+            try:
+                items = [read(item, negate) for item in _words(text, what)]
+            except RequestError:
+                why = f"{text!r} is a list neither of session ids nor of groups"
+                raise RequestError(why) from None
         if name in ("-q", "q", "--quick-pid"):
             self.options.sequence = [item for item in dict.fromkeys(items) if isinstance(item, int)]
-        self.options.lists.append((field, need, values))
+        if name == "-C":
+            # The kernel keeps 15 bytes of a process's name, so that many are enough.
+            items += [item[:15] for item in items if isinstance(item, bytes)]
+        self.options.lists.append((field, need, frozenset(items)))
 
     def _unix(self, letter: str) -> bool:
         options = self.options
@@ -547,6 +645,8 @@ class _Parser:
                 raise RequestError("-O can not follow other formats")
             options.columns = [column("pid"), *parse_columns(self._value("-O"))]
             options.columns += map(column, ("state", "tname", "time", "command"))
+        elif letter == "V":
+            self._alone("-V", "version")
         elif letter == "w":
             options.wide += 1
         else:
@@ -561,12 +661,16 @@ class _Parser:
             options.formats.add(letter)
         elif letter == "H":
             options.threads.add("H")
+        elif letter == "L":
+            self._alone("L", "columns")
         elif letter == "T":
             options.lists.append(("tty_nr", "tty.tty_nr", frozenset((_own_tty(),))))
+        elif letter == "V":
+            self._alone("V", "version")
         elif letter == "c":
             options.short_names = True
         elif letter == "h":
-            options.header = False
+            self._no_header()
         elif letter == "k":
             self._sort(self._value("k"))
         elif letter == "n":
@@ -590,37 +694,55 @@ class _Parser:
         self.options.order = _order_list(text)
 
     def _long(self, arg: str) -> None:
-        options = self.options
-        name, equals, self.rest = arg.partition("=")
+        # A value follows "=" or ":", or is the next argument.
+        end = min(at for at in (arg.find("="), arg.find(":"), len(arg)) if at >= 0)
+        name, self.rest = arg[:end], arg[end + 1 :]
         if name in _LATER:
             raise RequestError(f"option {name} is not supported yet")
+        if name == "--engine":
+            raise RequestError("--engine goes before the command: taskdiag --engine NAME ps ...")
+        if end < len(arg):
+            if name == "--deselect" or name == "--version" or name in _NO_HEADER:
+                raise RequestError(f"option {name} does not take a value")
+            if not self.rest:
+                raise RequestError(f"option {name} needs a value")
         if name in _LISTS:
             self._list(name, self._value(name))
-        elif name == "--format":
+        elif not self._long_without_list(name):
+            raise RequestError(f"unknown option {name!r}: taskdiag ps --help lists those known")
+
+    def _long_without_list(self, name: str) -> bool:
+        options = self.options
+        if name == "--format":
             options.columns += parse_columns(self._value(name))
         elif name == "--sort":
             self._sort(self._value(name))
         elif name in ("--cols", "--columns", "--width"):
             value = self._value(name)
-            if not (value.isascii() and value.isdecimal() and 0 < len(value) < 10 and int(value)):
+            number = _number(value)
+            if number is None or "-" in value or not 0 < number < 2_000_000_000:
                 raise RequestError(f"{name} needs a number of columns, not {value!r}")
-            options.screen = int(value)
-        elif name == "--deselect" and not equals:
+            options.screen = number
+        elif name == "--deselect":
             options.negate = True
-        elif name in _NO_HEADER and not equals:
-            options.header = False
+        elif name == "--help":
+            options.tell = "help"
+        elif name == "--version":
+            self._alone(name, "version")
+        elif name in _NO_HEADER:
+            self._no_header()
         else:
-            raise RequestError(f"unknown option {name!r}: taskdiag ps --help lists those known")
+            return False
+        return True
 
     def _trailing(self, args: list[str]) -> None:
         """Process ids, and with a dash process groups, with a plus sessions."""
         groups = {"": ("tgid", ""), "-": ("pgid", "base.pgid"), "+": ("sid", "base.sid")}
         for sign, (field, need) in groups.items():
-            values = [
-                arg[len(sign) :] for arg in args if (arg[0] if arg[0] in "+-" else "") == sign
-            ]
-            if values:
-                numbers = frozenset(
-                    _pid(item) for value in values for item in _words(value, "process id")
-                )
+            numbers = frozenset(
+                _pid(arg[len(sign) :], False)
+                for arg in args
+                if (arg[:1] if arg[:1] in ("+", "-") else "") == sign
+            )
+            if numbers:
                 self.options.lists.append((field, need, numbers))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .. import abi
 from ..abi import NLM_F_MULTI, RESPONSE, Attr, Dump, Show
-from . import access, cmdline, cred, mm, pid, sched, tty, vma
+from . import access, cmdline, cred, mm, names, pid, sched, tty, vma
 from .asm import R0, R1, R2, R3, R4, Code, signed32
 from .emit import ARENA, ARENA_LOCALS, FLAGS, FRAME, MM, SIGNAL, TASK, Emitter
 
@@ -83,6 +83,7 @@ def missing_features(facts: Facts, *, threads: bool = False) -> dict[Show, str]:
     answer[Show.STATM] = mm.missing(facts)
     answer[Show.CMDLINE] = cmdline.missing(facts)
     answer[Show.VMA] = vma.missing(facts)
+    answer[Show.NAME] = names.missing(facts)
     answer[Show.VMA_STAT] = "a page walk, which BPF has not"
     return answer
 
@@ -114,8 +115,9 @@ def compile_request(
     for attr in groups:
         offsets[attr] = at + 4
         at += 4 + abi.GROUPS[attr].size
-    # With an access rule two subprograms run deep, which take 32 bytes of stack each.
-    deep = viewer.rule is not None and FRAME + at > 512 - 2 * 32
+    # Subprograms take 32 bytes of stack each; with an access rule two of them are active at
+    # once, and one otherwise.
+    deep = FRAME + at > 512 - (32 if viewer.rule is None else 64)
     arena = variable or deep or (sums and sched.needs_room(facts))
     c = emitter(facts, viewer, threads=request.threads, size=at, arena=arena, host=host)
 
@@ -267,8 +269,8 @@ def _settle_mm(c: Emitter) -> None:
 def _attribute(c: Emitter, attr: Attr, at: int) -> None:
     """One fixed group: its header, then its fields in order."""
     group = abi.GROUPS[attr]
-    name = attr.name.lower()
-    c.note(name)
+    label = attr.name.lower()
+    c.note(label)
     c.put(at - 4, 4 + group.size | attr << 16, 4)
     done: set[str] = set()
     if attr == Attr.STAT:
@@ -281,13 +283,17 @@ def _attribute(c: Emitter, attr: Attr, at: int) -> None:
         done = _statm(c, group, at)
     if attr == Attr.BASE:
         done = {"pid", "tgid"}
+    if attr == Attr.NAME:
+        c.note("name.name")
+        names.emit(c, at)
+        done = {"name"}
     end = 0
     for field in group.fields:
         if field.offset > end:
             c.put(at + end, 0, field.offset - end)
         end = field.offset + field.size
         if field.name not in done:
-            c.note(f"{name}.{field.name}")
+            c.note(f"{label}.{field.name}")
             _field(c, field, at + field.offset)
     _pad(c, at + end, group.size - end)
 

@@ -125,6 +125,10 @@ class Emitter(Assembler):
             self._locals[name] = -self._used
         return self._locals[name]
 
+    def scratch(self) -> int:
+        """The frame offset of 24 bytes that any function may use and none may count on."""
+        return self.local("scratch", 24)
+
     def get(self, dst: Reg, name: str) -> None:
         """``dst`` = a local."""
         base, at = self._place(name)

@@ -58,7 +58,7 @@ def nr(c: Emitter, home: bool = False) -> None:
 
 def _read_upid(c: Emitter, at: int, size: int) -> None:
     """Copy a ``struct upid`` to the stack: R2 = its namespace's inode number, R3 = its number."""
-    here = c.local("upid", 16)
+    here = c.scratch()
     c.mov(R3, R1)
     c.alu("add", R3, at)
     c.mov(R1, R10)

@@ -157,7 +157,7 @@ def _each_thread(c: Emitter, members: tuple[str, ...], offsets: tuple[int, ...])
         _walk_threads(c, offsets)
         return
     loop, end = c.fresh("thread"), c.fresh("threads")
-    iterator = c.local("iterator", 24)
+    iterator = c.scratch()
 
     def argument() -> None:
         c.mov(R1, R10)

@@ -97,7 +97,7 @@ def emit(c: Emitter) -> None:
     """
     loop, end, defer, close = "vma", "vma end", "vma defer", "vma close"
     named, nameless = "vma named", "vma nameless"
-    it = c.local("iterator", 24)
+    it = c.scratch()
     if c.threads:
         # Mappings come with the leader only.
         c.follow(R1, TASK, "task_struct", "pid")

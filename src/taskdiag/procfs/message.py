@@ -68,6 +68,7 @@ def compile_message(
     field of stat, 0 if it is not read.
     """
     has_mm = MM[0] in form
+    kinds = [attr for attr, _, _ in groups]
     layout, values = MSG.format, []
     for attr, sources, needs_mm in groups:
         if has_mm or not needs_mm:
@@ -75,7 +76,7 @@ def compile_message(
             values += [str(4 + GROUPS[attr].size), str(int(attr)), *sources]
     struct = Struct(layout)
     source = _MESSAGE.format(
-        status=_status(form, wanted, has_mm) if wanted else "",
+        status=_status(form, wanted, not has_mm and Attr.BASE in kinds) if wanted else "",
         # The fields of stat are counted from the state, and one more must follow.
         stat=_STAT.format(block=BLOCK, count=max(last, 19) - 1) if last else "",
         length=struct.size,
@@ -89,11 +90,11 @@ def compile_message(
     return message
 
 
-def _status(form: list[str], wanted: list[tuple[str, int]], has_mm: bool) -> str:
+def _status(form: list[str], wanted: list[tuple[str, int]], care: bool) -> str:
     marks, values = values_of(form, [*wanted, TGID, THREADS])
     odd = "False"
     if ("Name", 0) in wanted:
-        odd = 'b"\\\\" in c' + ("" if has_mm else " or needs_care(c)")
+        odd = 'b"\\\\" in c' + (" or needs_care(c)" if care else "")
     return _STATUS.format(
         last=marks[-1][0] + 1,
         block=BLOCK,

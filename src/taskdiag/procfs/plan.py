@@ -19,7 +19,7 @@ from .. import abi
 from ..abi import Attr, Show, State
 from ..errors import EngineUnavailable
 from .message import compile_message
-from .status import MM, TGID, THREADS, compile_parser, forms, keys, mm_keys
+from .status import MM, TGID, THREADS, compile_parser, forms, keys, mm_keys, unescape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ _KB = 1024
 
 #: State letters as /proc shows them.
 STATES = {state.letter.encode(): int(state) for state in State}
+#: What sources refer to.
+_NAMES = {"STATES": STATES, "unescape": unescape}
 
 
 class Plan:
@@ -66,9 +68,9 @@ class Plan:
         self.status: Callable[[bytes], tuple[bytes | None, ...]] | None = None
         if compiler.wanted:
             self.status = compile_parser(order, [*compiler.wanted, MM, TGID, THREADS])
-        #: Where the parser puts the name, or None if no field is the name.
+        #: Where the parser puts the name, or None if no field is the comm.
         self.comm: int | None = None
-        if ("Name", 0) in compiler.wanted:
+        if show & Show.BASE:
             self.comm = compiler.wanted.index(("Name", 0))
         self.cmdline = bool(show & Show.CMDLINE)
         #: maps, smaps or nothing.
@@ -111,7 +113,7 @@ class _Compiler:
     def messages(self, sources: list[Source]) -> list[Message]:
         """Functions for a whole message, one for each form that status may have."""
         return [
-            compile_message(sources, {"STATES": STATES}, form, self.wanted, self.last)
+            compile_message(sources, _NAMES, form, self.wanted, self.last)
             for form in (forms(self._order) if self.wanted else [self._order])
         ]
 
@@ -139,6 +141,8 @@ class _Compiler:
         if (key, word) not in self.wanted:
             self.wanted.append((key, word))
         value = f"m[{self.wanted.index((key, word))}]"
+        if field is abi.NAME["name"]:
+            return f"unescape({value})[:{field.size - 1}]"
         if key == "Name":
             return "c"
         if key == "State":
@@ -151,7 +155,7 @@ class _Compiler:
 def _fill(group: abi.Group, values: list[str]) -> Fill:
     """The payload function of a group, from source for each of its fields."""
     source = f"lambda f, m, c: pack({', '.join(values)})"
-    fill: Fill = eval(source, {"pack": group.struct.pack, "STATES": STATES})
+    fill: Fill = eval(source, {"pack": group.struct.pack, **_NAMES})
     return fill
 
 

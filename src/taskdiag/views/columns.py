@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     class Texts(Protocol):
-        """What looks values up: caches, and whatever else has ``[]``."""
+        """Anything with ``[]`` that gives the text of a value."""
 
         def __getitem__(self, key: Any, /) -> bytes: ...
 
 
 __all__ = ("COLUMNS", "Column", "Kind", "column", "constants", "kind_of", "numeric", "pid_width")
 
-#: What constants a row expression may use: clock ticks, page size, now and boot.
+#: Clock ticks a second, and the size of a page in KiB.
 HZ = os.sysconf("SC_CLK_TCK")
 PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
 def constants() -> dict[str, object]:
-    """What is the same in every row of one run; /proc is not needed for it."""
+    """The names that row expressions may use.  None of them needs /proc."""
     since_boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     return {
         "HZ": HZ,
@@ -43,17 +43,17 @@ def constants() -> dict[str, object]:
         "USER_NAME": _USER_NAME,
         "GROUP_NAME": _GROUP_NAME,
         "TTY_NAME": _TTY_NAME,
-        "nameless": nameless,
+        "bracketed": bracketed,
     }
 
 
 def _boot_time() -> int:
-    """When the system was booted, in seconds since 1970 (``btime`` of /proc/stat)."""
+    """The time of boot in seconds since 1970, as ``btime`` in /proc/stat."""
     return (time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) // 1_000_000_000
 
 
 class Cache(dict[object, bytes]):
-    """Texts by value, each made once by ``make``."""
+    """Maps values to texts; ``make`` is called once for each value."""
 
     __slots__ = ("make",)
 
@@ -66,7 +66,7 @@ class Cache(dict[object, bytes]):
 
 
 class Kind:
-    """How the value of a column comes about.
+    """How the value of a column is computed.
 
     ``needs`` are fields (``group.field``), ``expression`` the value, an int or clean
     bytes.  ``cache`` makes the `Cache` of one column from its width (0 = unbounded).
@@ -97,7 +97,7 @@ class Column:
         self.name = name
         self.header = header
         self.width = width
-        #: L left, R right, N a user or group name, U left and cut at the width.
+        #: Justification: L left, R right, N user or group name, U left and cut to the width.
         self.just = just
         self.kind = kind
 
@@ -111,8 +111,8 @@ def _fixed(make: Callable[..., bytes]) -> Callable[[int], Texts]:
 
 
 def _padded(text: bytes, width: int) -> bytes:
-    # Bytes and cells differ only beyond ASCII; then the text gets longer than the
-    # column, and the row formatter turns to its exact layout.
+    # Beyond ASCII a text has more bytes than cells.  It is then longer than the column, so
+    # the row formatter lays the row out exactly.
     return text if text.isascii() else text + b" " * max(0, width - cells(text))
 
 
@@ -159,7 +159,7 @@ def _memory_share(width: int) -> Texts:
 
 
 def _when(make: Callable[[int, int], str]) -> Callable[[int], Texts]:
-    """Texts of a start, given in seconds since boot; ``make`` gets it and the present."""
+    """Texts of start times in seconds since boot; ``make`` gets start and now, since 1970."""
 
     def cache(width: int) -> Texts:
         boot, now = _boot_time(), int(time.time())
@@ -196,7 +196,7 @@ def _name(kind: str) -> Texts:
             name = pwd.getpwuid(number)[0] if kind == "user" else grp.getgrgid(number)[0]
         except (KeyError, OverflowError):
             return b"%d" % number
-        # procps-ng shows the number of whoever has a name of 33 bytes or more.
+        # For names of 33 bytes or more procps-ng shows the number.
         raw = os.fsencode(name)
         return clean(raw) if len(raw) < 33 else b"%d" % number
 
@@ -208,7 +208,7 @@ _GROUP_NAME = _name("group")
 
 
 def _names(source: Texts) -> Callable[[int], Texts]:
-    """User or group names, cut to the width with a ``+`` to show for it."""
+    """User or group names; one that is too long for the width is cut and ends in ``+``."""
 
     def cache(width: int) -> Texts:
         def make(number: int) -> bytes:
@@ -230,7 +230,7 @@ def _devices() -> list[str]:
 
 
 def _tty_name(number: int) -> bytes:
-    """What /dev calls a terminal, by the numbering of Linux; ``?`` if it is not there."""
+    """The name of a terminal in /dev by its device number; ``?`` if it is not there."""
     if not number:
         return b"?"
     major, minor = number >> 8 & 0xFFF, number & 0xFF | number >> 12 & 0xFFF00
@@ -256,7 +256,7 @@ def _tty_name(number: int) -> bytes:
 _TTY_NAME: Texts = Cache(_tty_name)
 
 
-def _comm(width: int) -> Texts:
+def _command_name(width: int) -> Texts:
     def make(raw: bytes) -> bytes:
         name = clean(raw.partition(b"\0")[0])
         return _padded(clip(name, width), width) if width else name
@@ -264,16 +264,16 @@ def _comm(width: int) -> Texts:
     return Cache(make)
 
 
-def nameless(comm: bytes, state: int, cmdline: bytes | None) -> bytes:
-    """What stands for the arguments of who has none: its name in brackets."""
+def bracketed(name: bytes, state: int, cmdline: bytes | None) -> bytes:
+    """What is shown of a task that has no arguments: its name in brackets."""
     if cmdline:
-        return b"?"  # Nothing but NULs.
-    name = b"[" + clean(comm.partition(b"\0")[0]) + b"]"
-    return name + b" <defunct>" if state == 6 else name
+        return b"?"  # It has arguments, but they are only NULs.
+    text = b"[" + clean(name.partition(b"\0")[0]) + b"]"
+    return text + b" <defunct>" if state == 6 else text
 
 
 class Arguments:
-    """Arguments in a column with others behind it: clean, and cut at its width."""
+    """Arguments in a column that is not the last: clean, and cut to the column's width."""
 
     __slots__ = ("width",)
 
@@ -281,9 +281,9 @@ class Arguments:
         self.width = width
 
     def __getitem__(self, key: tuple[bytes | None, bytes, int]) -> bytes:
-        cmdline, comm, state = key
+        cmdline, name, state = key
         raw = (cmdline or b"").rstrip(b"\0").replace(b"\0", b" ").replace(b"\n", b" ")
-        text = clean(raw) if raw else nameless(comm, state, cmdline)
+        text = clean(raw) if raw else bracketed(name, state, cmdline)
         return _padded(clip(text, self.width), self.width) if self.width else text
 
 
@@ -312,7 +312,7 @@ def _plain(needs: str, expression: str = "") -> Kind:
 
 
 _KINDS = {
-    "args": Kind("cmdline base.comm base.state", "{c}[cmdline, comm, state]", Arguments),
+    "args": Kind("cmdline name.name base.state", "{c}[cmdline, name, state]", Arguments),
     "bsdstart": Kind("sched.start_time", _STARTED, _when(_bsd_start), "start_time"),
     "bsdtime": Kind(
         "stat.utime stat.stime", f"{{c}}[{_SECONDS}]", _fixed(_bsd_time), "utime + stime"
@@ -323,7 +323,7 @@ _KINDS = {
         _fixed(lambda share: b"%2d" % min(99, max(0, share))),
         f"(utime + stime) * 100000 {_SHARE}",
     ),
-    "comm": Kind("base.comm", "{c}[comm]", _comm),
+    "comm": Kind("name.name", "{c}[name]", _command_name),
     "cp": Kind(
         "stat.utime stat.stime sched.start_time",
         f"{{c}}[(utime + stime) * 1000 {_SHARE}]",
@@ -339,7 +339,7 @@ _KINDS = {
     "euid": _plain("cred.euid"),
     "euser": _names_of("euid"),
     "flags": _plain("sched.flags", "flags >> 6 & 7"),
-    "fname": Kind("base.comm", "{c}[comm]", lambda width: _comm(8), "comm"),
+    "fname": Kind("name.name", "{c}[name]", lambda width: _command_name(8), "name"),
     "fsgid": _plain("cred.fsgid"),
     "fsgroup": _names_of("fsgid"),
     "fsuid": _plain("cred.fsuid"),
@@ -562,7 +562,7 @@ def kind_of(name: str) -> Kind:
 
 
 def numeric(item: Column) -> Column:
-    """A user or group column with numbers in place of names; others as they are."""
+    """The column itself, or for users and groups the same column with numbers."""
     if item.just != "N":
         return item
     (field,) = item.kind.needs
@@ -580,7 +580,7 @@ _PID_WIDTH = 0
 
 
 def pid_width() -> int:
-    """How many digits the longest pid has: by pid_max, or by its limit without /proc."""
+    """The digits of the longest pid: of pid_max, or of its limit where /proc is missing."""
     global _PID_WIDTH
     if not _PID_WIDTH:
         try:

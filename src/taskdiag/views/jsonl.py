@@ -52,7 +52,7 @@ def as_dict(task: Task) -> dict[str, Any]:
     if base is not None:
         out["base"] = base._asdict()
         out["base"]["state"] = _LETTERS[base.state]
-    for name in ("cred", "stat", "statm", "tty", "sched"):
+    for name in ("cred", "stat", "statm", "tty", "sched", "name"):
         group = getattr(task, name)
         if group is not None:
             out[name] = group._asdict()

@@ -36,7 +36,7 @@ from struct import Struct
 from .. import abi
 from ..abi import GROUPS, MSG, MSG_FLAG_CONT, NLM_F_MULTI, RESPONSE, Attr, Show, align
 from ..errors import DecodeError
-from ..terminal import cells, clean, clip
+from ..terminal import CONTROL, cells, clean, clip
 from .columns import Column, constants
 
 TYPE_CHECKING = False
@@ -48,16 +48,16 @@ if TYPE_CHECKING:
 
 __all__ = ("Table",)
 
-#: Fields that every message has in front: name to (offset, struct code).
+#: Fields at the start of every message: name to (offset, struct code).
 _FRONT = {"pid": (16, "I"), "tgid": (20, "I")}
 #: Groups that kernel threads and zombies lack.
 _OPTIONAL = (Attr.STATM, Attr.CMDLINE)
 _HEAD = Struct("=HH").pack(RESPONSE, NLM_F_MULTI)
-#: Arguments are joined by spaces, and a newline in them is one too.
+#: NULs and newlines in arguments are shown as spaces.
 _ARGUMENTS = bytes(
-    32 if byte in (0, 10) else 63 if byte < 32 or byte == 127 else byte for byte in range(256)
+    32 if byte in (0, 10) else CONTROL if byte < 32 or byte == 127 else byte for byte in range(256)
 )
-#: The same for a whole block of rows, whose ends must stay.
+#: The same for a block of rows, whose newlines have to stay.
 _BLOCK = _ARGUMENTS[:10] + b"\n" + _ARGUMENTS[11:]
 
 
@@ -157,8 +157,10 @@ class Table:
                 yield self._finish(rows)
 
     def _begin(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """The same chunks; the functions for them are compiled when the first is there, and
-        the next is on its way."""
+        """Pass chunks on, and compile the row functions when the first one has arrived.
+
+        By then the kernel is busy with the next chunk, so compiling costs no time of its own.
+        """
         for chunk in chunks:
             if not self._compiled:
                 self._compile()
@@ -176,7 +178,7 @@ class Table:
         self._offset += len(data)
 
     def _finish(self, rows: list[bytes]) -> bytes:
-        """Join rows; where arguments end them, make these safe and cut them."""
+        """Join rows.  If they end in arguments, make those safe and cut them to the width."""
         block = b"".join(rows)
         if not self._raw_tail and self.width is None:
             return block
@@ -194,11 +196,11 @@ class Table:
             rows = [row if len(row) <= width else clip(row[:-1], width) + b"\n" for row in rows]
         return b"".join(rows)
 
-    # --- Layout of one row, exactly as procps-ng keeps columns in step ---
+    # --- The layout of a row whose values do not fit their columns, as in procps-ng ---
 
     def _lay_out(self, values: Sequence[int | bytes]) -> bytes:
         row = b""
-        #: Where a column ought to start, and where the row has got to.
+        #: Where the column should start, and where the row ends so far.
         correct = actual = 0
         last = len(self.columns) - 1
         for index, (item, value) in enumerate(zip(self.columns, values, strict=True)):
@@ -221,48 +223,8 @@ class Table:
     # --- Compilation ---
 
     def _compile(self) -> None:
-        last = self.columns[-1]
-        before = self.columns[:-1]
-        names = self._names
-        for index, item in enumerate(self.columns):
-            if item.kind.cache is not None:
-                # The last column has the rest of the line to itself.
-                names[f"C{index}"] = item.kind.cache(0 if item is last else item.width)
-        values = [
-            item.kind.expression.replace("{c}", f"C{index}")
-            for index, item in enumerate(self.columns)
-        ]
-        if self._raw_tail:
-            # Kept as they are here; whole blocks are made safe at once in `_finish`.
-            values[-1] = (
-                '(cmdline.rstrip(b"\\0") if cmdline else b"") or nameless(comm, state, cmdline)'
-            )
-        text = "".join(_cell(item) + " " for item in before)
-        width = sum(item.width + 1 for item in before) + 1
-        if last.just == "R":
-            names["FORMAT"] = f"{text}{_cell(last)}\n".encode()
-            check = f"len(row) != {width + last.width}"
-        else:
-            names["FORMAT"] = f"{text}%b\n".encode()
-            check = f"len(row) != {width} + len(z)"
-        names["exact"] = self._lay_out_row
-        names["other"] = self._other
-        body = [f"if not ({self._where}): continue"] if self._where else []
-        body += [
-            f"z = {values[-1]}",
-            f"v = ({''.join(value + ', ' for value in values[:-1])}z,)",
-            "row = FORMAT % v",
-            f"if {check}: row = exact(v)",
-            "add(row)",
-        ]
-        if self._order:
-            keys = ""
-            for index, (kind, _) in enumerate(self._order):
-                if kind.cache is not None:
-                    names[f"O{index}"] = kind.cache(0)
-                keys += kind.order.replace("{c}", f"O{index}") + ", "
-            body.append(f"key(({keys}))")
-
+        """Write and compile the functions that format the rows of a chunk."""
+        body = self._row_body()
         full = _Layout(self._attrs, self._cmdline)
         bare = _Layout([attr for attr in self._attrs if attr not in _OPTIONAL], False)
         used = _names_in(body)
@@ -271,19 +233,79 @@ class Table:
         self._always = full.size == bare.size and not self._cmdline
         self._layout = full
         self._variables = (*fields, *(("cmdline",) if self._cmdline else ()))
+        names = self._names
+        names.update(exact=self._lay_out_row, other=self._other)
         source = self._mixed_source(full, bare, fields, body)
         if self._always:
-            struct, targets = full.picker(self._picks(fields, full))
-            names["ITER"] = struct.iter_unpack
-            source += ["def uniform(data, add, key):", f"    for {targets} in ITER(data):"]
-            source += [f"        {line}" for line in body]
+            source += self._uniform_source(full, fields, body)
         exec(compile("\n".join(source), "<ps row formatter>", "exec"), names)
         self._mixed = names["mixed"]
         self._uniform = names.get("uniform", self._mixed)
         self._compile_bulk()
 
+    def _row_body(self) -> list[str]:
+        """The lines that make a row of a task's fields, for all functions the same."""
+        values = self._column_values()
+        body = [f"if not ({self._where}): continue"] if self._where else []
+        body += [
+            f"z = {values[-1]}",
+            f"v = ({''.join(value + ', ' for value in values[:-1])}z,)",
+            "row = FORMAT % v",
+            f"if {self._row_format()}: row = exact(v)",
+            "add(row)",
+        ]
+        if self._order:
+            body.append(f"key(({self._sort_keys()}))")
+        return body
+
+    def _column_values(self) -> list[str]:
+        """The expression of each column's value; caches for them become known names."""
+        last = len(self.columns) - 1
+        values = []
+        for index, item in enumerate(self.columns):
+            if item.kind.cache is not None:
+                # The last column has the rest of the line to itself.
+                self._names[f"C{index}"] = item.kind.cache(0 if index == last else item.width)
+            values.append(item.kind.expression.replace("{c}", f"C{index}"))
+        if self._raw_tail:
+            # Raw for now: `_finish` makes whole blocks safe at once.
+            values[-1] = (
+                '(cmdline.rstrip(b"\\0") if cmdline else b"") or bracketed(name, state, cmdline)'
+            )
+        return values
+
+    def _row_format(self) -> str:
+        """Set FORMAT; the condition under which a row made by it has another width."""
+        *before, last = self.columns
+        text = "".join(_cell(item) + " " for item in before)
+        width = sum(item.width + 1 for item in before) + 1
+        if last.just == "R":
+            self._names["FORMAT"] = f"{text}{_cell(last)}\n".encode()
+            return f"len(row) != {width + last.width}"
+        self._names["FORMAT"] = f"{text}%b\n".encode()
+        return f"len(row) != {width} + len(z)"
+
+    def _sort_keys(self) -> str:
+        """The expressions that rows are sorted by, each with a comma behind it."""
+        keys = ""
+        for index, (kind, _) in enumerate(self._order):
+            if kind.cache is not None:
+                self._names[f"O{index}"] = kind.cache(0)
+            keys += kind.order.replace("{c}", f"O{index}") + ", "
+        return keys
+
+    def _uniform_source(self, layout: _Layout, fields: list[str], body: list[str]) -> list[str]:
+        """The function for chunks whose messages all have this layout."""
+        struct, targets = layout.picker(self._picks(fields, layout))
+        self._names["ITER"] = struct.iter_unpack
+        return [
+            "def uniform(data, add, key):",
+            f"    for {targets} in ITER(data):",
+            *(f"        {line}" for line in body),
+        ]
+
     def _compile_bulk(self) -> None:
-        """Tables of nothing but fields need no function: one ``%`` does a whole chunk."""
+        """Prepare to format whole chunks by one ``%``, if all columns are plain fields."""
         #: The format of so many rows, by their number; None if the table is not of this kind.
         self._bulk: dict[int, bytes] | None = None
         if not self._always or self._where or self._order:
@@ -300,7 +322,7 @@ class Table:
             self._bulk_picker = self._layout.picker(picks)[0]
 
     def _in_bulk(self, data: bytes) -> bytes | None:
-        """The rows of a chunk by a single ``%``; None if that does not fit it."""
+        """Format a whole chunk by one ``%``; None if it is not uniform or a value is too wide."""
         if self._bulk is None or not self._is_uniform(data):
             return None
         number = len(data) // self._layout.size
@@ -315,7 +337,7 @@ class Table:
         return block
 
     def _picks(self, fields: Iterable[str], layout: _Layout) -> list[tuple[int, str, str]]:
-        """Offset, struct code and name of those of the fields that a layout has."""
+        """Offset, struct code and name of each of the fields that a layout has."""
         picks = []
         for name in fields:
             if name in _FRONT:
@@ -328,7 +350,7 @@ class Table:
     def _mixed_source(
         self, full: _Layout, bare: _Layout, fields: list[str], body: list[str]
     ) -> list[str]:
-        """The function for chunks whose messages differ: in length or in their groups."""
+        """The function for chunks whose messages differ in length or groups."""
         names = self._names
         source = [
             "def mixed(data, add, key):",
@@ -366,7 +388,7 @@ class Table:
     # --- Messages ---
 
     def _is_uniform(self, data: bytes) -> bool:
-        """Whether a chunk is nothing but messages of the one layout."""
+        """Whether all messages of a chunk have the expected layout."""
         size = self._layout.size
         if not self._always or len(data) % size:
             return False
@@ -377,7 +399,7 @@ class Table:
         )
 
     def _other(self, data: bytes, at: int) -> tuple[Any, ...]:
-        """The process at ``at``, strictly: where the next one is, and all values."""
+        """Decode the process at ``at`` strictly: the offset of the next one, then all values."""
         from ..decoder import decode
         from ..netlink import messages
 
@@ -412,7 +434,7 @@ class Table:
 
 
 class _Layout:
-    """Where things lie in a message that has these fixed groups, and arguments or not."""
+    """The layout of messages with these fixed groups, with or without arguments."""
 
     def __init__(self, attrs: Sequence[Attr], cmdline: bool) -> None:
         self.cmdline = cmdline
@@ -433,7 +455,7 @@ class _Layout:
         front = Struct("=I").pack(at) + _HEAD
         self.headers += [*enumerate(front), *((24 + index, 0) for index in range(4))]
         self.checks = [(0, "I", "length"), (4, "I", "head"), (24, "I", "cont")]
-        #: The header of the last fixed group: if it is where it belongs, so are the rest.
+        #: The header of the last fixed group.  If it is in its place, all others are.
         self.mark: int | None = None
         if attrs:
             self.mark = Struct("=I").unpack(raw)[0]
@@ -453,7 +475,7 @@ class _Layout:
         return " and ".join(tests)
 
     def picker(self, picks: Iterable[tuple[int, str, str]]) -> tuple[Struct, str]:
-        """A struct that unpacks just these, as long as the layout, and names for its values."""
+        """A struct of the layout's size that unpacks just these, and names for its values."""
         code, at, names = "=", 0, []
         for offset, item, name in sorted(picks):
             code += f"{offset - at}x{item}"
