@@ -31,6 +31,8 @@ _READ = os.O_RDONLY | os.O_CLOEXEC
 
 #: The first read of a file.  stat and status nearly always fit.
 BLOCK = 4096
+#: How much of maps and smaps is asked for at a time; the kernel hands out about a page.
+_MAPPINGS = 1 << 13
 #: Sizes to try, in turn, for what must come from one read(2).
 _WHOLE = (1 << 17, 1 << 21, 1 << 25)
 
@@ -111,12 +113,12 @@ class Directory:
         try:
             fd = _open(self._prefix + name, _READ, dir_fd=self._fd)
             try:
-                data = _read(fd, 1 << 16)
+                data = _read(fd, _MAPPINGS)
                 if not data:
                     return data
                 pieces = [data]
                 while data:
-                    data = _read(fd, 1 << 16)
+                    data = _read(fd, _MAPPINGS)
                     pieces.append(data)
                 if not os.pread(fd, 1, 0):
                     raise Changed
