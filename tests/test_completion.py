@@ -13,7 +13,7 @@ import pytest
 
 import taskdiag
 from conftest import missing
-from population import Child, arguments, child, end, plain_user, until
+from population import Child, arguments, child, end, letter, plain_user, until
 from taskdiag import Dump, Show
 from taskdiag.errors import EngineUnavailable, NoSuchProcess
 from taskdiag.kernel import KernelEngine
@@ -51,7 +51,7 @@ def take_number(pid: int, uid: int = 0) -> None:
             os._exit(1)
     if found != pid:
         missing(f"clone3(2) gives no number on demand: {os.strerror(ctypes.get_errno())}")
-    until(lambda: comm(pid) == b"sleep\n", "the child has called execve")
+    until(lambda: comm(pid) == b"sleep\n" and letter(pid) == "S", "the child sleeps")
 
 
 def comm(pid: int) -> bytes:

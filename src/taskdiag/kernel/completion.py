@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 
 from ..abi import DEFERRED, MSG, ORDER, Attr, Show
 from ..errors import EngineUnavailable
@@ -80,16 +79,18 @@ class _Task:
 class Completion:
     """Completes the messages of one answer.
 
-    ``elsewhere`` are the groups that all messages lack; those that a program deferred lack
-    others besides.  ``again`` runs the same program once more for one thread, by its number
-    in our pid namespace.  ``check`` is for viewers who may see less than this process, see
-    `recheck`.
+    ``elsewhere`` are the groups that all messages lack; a message that the program deferred
+    lacks others besides.  ``since`` is when the first message may have been written, on
+    CLOCK_BOOTTIME in seconds.  ``again`` runs the same program once more for one thread, by
+    its number in our pid namespace.  ``check`` is for viewers who may see less than this
+    process, see `recheck`.
 
-    A task that was started before this object was made is known by that: as long as the
-    message was not written yet, its number cannot have been given to another task that is
-    older than the answer.  About a younger task (or one that took over the number) the
-    kernel is asked again, while a descriptor of its directory is held, so that the new
-    message and what is read from /proc are of the same task.
+    The number of a task may pass to another task after its message was written.  The other
+    task was then started after ``since``: a number is given out before the start time is
+    taken (kernel/fork.c, ``copy_process``).  So a task that was started earlier is the one
+    of the message.  About a task that was started later the kernel is asked again, while a
+    descriptor of its directory in /proc is held.  As long as that can be read, the new
+    message is about the same task.
 
     Raises EngineUnavailable if /proc is not there to complete the messages from.
     """
@@ -98,6 +99,7 @@ class Completion:
         self,
         request: Request,
         elsewhere: Show,
+        since: float,
         again: Callable[[int], bytes],
         check: Check | None = None,
     ) -> None:
@@ -105,7 +107,7 @@ class Completion:
         self._elsewhere = elsewhere
         self._again = again
         self._check = check
-        self._since = time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._since = since
         self._readers: dict[Show, TaskReader] = {}
         self._before: dict[int, bytes] = {}
         self._proc = -1

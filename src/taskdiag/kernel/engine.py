@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 import sys
+import time
 from itertools import chain
 
 from ..abi import Dump, Show
@@ -389,14 +390,16 @@ class KernelEngine:
         self, key: object, loaded: Loaded, run: _Run, request: Request, elsewhere: Show
     ) -> Iterator[bytes]:
         whole = False
-        completion = self._completion(request, elsewhere)
+        since = time.clock_gettime(time.CLOCK_BOOTTIME)
+        completion: Completion | None = None
         chunks = loaded.read(run.fd, _FILLS if self._read_ahead else 1)
         if self._read_ahead:
             chunks = readahead(chunks)
         numbered = self._view().foreign and loaded.deferred is not None
         try:
             for data, deferred in chunks:
-                if completion is not None and (elsewhere or numbered or deferred):
+                if elsewhere or numbered or deferred:
+                    completion = completion or self._completion(request, elsewhere, since)
                     yield from completion.complete(data)
                 else:
                     yield data
@@ -411,10 +414,8 @@ class KernelEngine:
             else:
                 loaded.close()
 
-    def _completion(self, request: Request, elsewhere: Show) -> Completion | None:
-        """What completes an answer from /proc, None where that is never needed."""
-        if not elsewhere and not request.show & (Show.CMDLINE | Show.VMA):
-            return None
+    def _completion(self, request: Request, elsewhere: Show, since: float) -> Completion:
+        """What completes an answer from /proc that was begun at ``since``."""
         from .completion import Completion
 
         viewer = self._view()
@@ -424,6 +425,7 @@ class KernelEngine:
         return Completion(
             request,
             elsewhere,
+            since,
             lambda tid: self._again(inside, bool(elsewhere), tid),
             None if same else self._check,
         )
