@@ -40,6 +40,8 @@ _MANY = 32
 #: How often a task is read anew of which the kernel says something new each time.
 _ATTEMPTS = 10
 _TICKS = os.sysconf("SC_CLK_TCK")
+#: A negative number of nanoseconds that was taken for an unsigned one, in ticks.
+_NEGATIVE = (1 << 63) // (1_000_000_000 // _TICKS)
 
 
 class _Task:
@@ -158,7 +160,8 @@ class Completion:
             newer: list[_Task] = []
 
             def same(start: int, task: _Task = task, newer: list[_Task] = newer) -> bool:
-                if (start + 1) / _TICKS <= self._since:
+                # In a time namespace what is older than its zero shows as a huge number.
+                if (start + 1) / _TICKS <= self._since or start >= _NEGATIVE:
                     return True
                 data = self._again(task.home)
                 if not data:
