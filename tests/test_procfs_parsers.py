@@ -399,9 +399,28 @@ def test_files_of_any_size_come_whole(tmp_path: os.PathLike[str], size: int) -> 
     try:
         with Directory(root, ".") as directory:
             assert directory.read("file") == content
-            assert directory.read_mappings("file") == content
+            assert b"".join(directory.read_mappings("file")) == content
     finally:
         os.close(root)
+
+
+@pytest.mark.parametrize("last", [b"", b"Last:"])
+@pytest.mark.parametrize("count", [1, 5000, 60000])
+def test_long_lists_of_mappings_are_cut_between_entries(
+    tmp_path: os.PathLike[str], last: bytes, count: int
+) -> None:
+    entries = [b"%x-%x /some/file\nLast: rd wr\n" % (at, at) for at in range(count)]
+    with open(os.path.join(tmp_path, "file"), "wb") as file:
+        file.writelines(entries)
+    root = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with Directory(root, ".") as directory:
+            pieces = list(directory.read_mappings("file", last))
+    finally:
+        os.close(root)
+    assert b"".join(pieces) == b"".join(entries)
+    assert all(piece.endswith(b"Last: rd wr\n" if last else b"\n") for piece in pieces)
+    assert max(map(len, pieces)) < 1 << 20
 
 
 def test_a_directory_stays_with_its_task() -> None:

@@ -241,16 +241,17 @@ def _still(had_mm: bool | None, directory: Directory) -> bool:
 
 
 def _vmas(plan: Plan, directory: Directory, has_mm: bool | None, records: Records) -> list[bytes]:
-    data = directory.read_mappings(plan.mappings)
-    if not data:
-        if _still(has_mm, directory):
-            # It has an address space, so it has mappings; these were of its last one.
-            raise Changed
-        return []
     # Only the process's directory has map_files, its threads' have not.
     up = "../../" if "/task/" in directory.where else ""
 
     def exact(start: int, end: int, shown: bytes) -> bytes:
         return maps.exact_name(directory, up, start, end, shown)
 
-    return records(data, exact)
+    last = b"VmFlags:" if plan.mappings == "smaps" else b""
+    found: list[bytes] = []
+    for text in directory.read_mappings(plan.mappings, last):
+        found += records(text, exact)
+    if not found and _still(has_mm, directory):
+        # It has an address space, so it has mappings; these were of its last one.
+        raise Changed
+    return found
