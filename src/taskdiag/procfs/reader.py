@@ -41,7 +41,7 @@ _WHOLE = (1 << 17, 1 << 21, 1 << 25)
 
 
 class Vanished(Exception):
-    """The task is gone, or not ours to see, which must look the same."""
+    """The task is gone, or the caller may not see it.  The two must look the same."""
 
 
 class Refused(Vanished):
@@ -187,11 +187,11 @@ def _cut(text: bytes, last: bytes) -> tuple[bytes, bytes]:
 
 
 def explain(error: OSError, where: str) -> Exception:
-    """What an error below /proc/PID means.
+    """The exception for an error below /proc/PID.
 
-    ENOENT and ESRCH: gone.  EPERM and EACCES: /proc is mounted with hidepid=1, or the
-    task has just become one that may not be looked into, or a security module protects
-    it; by default not ours to see.
+    ENOENT and ESRCH: the task is gone.  EPERM and EACCES: the caller may not see it,
+    because /proc is mounted with hidepid=1, because the task has just changed its
+    credentials, or because a security module protects it.
     """
     if isinstance(error, (FileNotFoundError, ProcessLookupError)):
         return Vanished(where)
