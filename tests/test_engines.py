@@ -184,7 +184,32 @@ def test_leader_gone_threads_alive(engine: Engine, population: Population) -> No
         assert thread.statm is not None
         assert thread.statm.total_vm > 0
         assert thread.cmdline
-        assert thread.vmas is None
+    assert [mapped(thread.vmas) for thread in threads[2:]] == [None] * (len(it.facts) - 1)
+    with open(f"/proc/{it.pid}/task/{threads[1].pid}/maps") as file:
+        shown = [line.split("-")[0] for line in file]
+    assert mapped(threads[1].vmas) == shown
+    everyone = taskdiag.dump(EVERYTHING, Dump.ALL_THREAD, engine=engine)
+    found = {thread.pid: thread for thread in everyone if thread.tgid == it.pid}
+    assert {tid: mapped(found[tid].vmas) for tid in sorted(found)} == {
+        thread.pid: mapped(thread.vmas) for thread in threads
+    }
+
+
+def mapped(vmas: list[Vma] | None) -> list[str] | None:
+    """Where mappings start, as maps writes it."""
+    return None if vmas is None else [f"{vma.start:08x}" for vma in vmas]
+
+
+@pytest.mark.parametrize("engine", ["procfs"], indirect=True)
+def test_only_the_mappings_of_headless_threads(engine: Engine, population: Population) -> None:
+    it = population["headless"]
+    threads = list(taskdiag.dump("vma", Dump.THREAD, it.pid, engine=engine))
+    assert [bool(thread.vmas) for thread in threads] == [
+        False,
+        True,
+        *[False] * (len(it.facts) - 1),
+    ]
+    assert one(engine, "vma", it.pid).vmas is None
 
 
 # --- CRED -----------------------------------------------------------------

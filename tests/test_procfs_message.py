@@ -18,7 +18,7 @@ from taskdiag.netlink import pack_task
 from taskdiag.procfs import pair
 from taskdiag.procfs.plan import Plan, plan_for
 from taskdiag.procfs.reader import Directory, Vanished, open_procfs
-from taskdiag.procfs.task import read_directory, read_message
+from taskdiag.procfs.task import TaskReader, read_directory
 
 FIXED = [Show.BASE, Show.CRED, Show.STAT, Show.STATM, Show.TTY, Show.SCHED, Show.NAME]
 SHOWS = [int(show) for show in FIXED] + [
@@ -55,7 +55,7 @@ def in_one_go(plan: Plan, pid: int, status: bytes, stat: bytes) -> bytes | None:
 def in_steps(plan: Plan, pid: int, status: bytes, stat: bytes) -> bytes:
     directory = Bytes(pid, {"status": status, "stat": stat})
     directory.pinned = True
-    attrs, vmas = read_directory(plan, directory, True, False)
+    attrs, vmas = read_directory(plan, directory, None, False)
     return pack_task(pid, pid, attrs, vmas, 7)
 
 
@@ -145,9 +145,8 @@ def test_a_thread_is_no_process(root: int, show: int) -> None:
     thread.start()
     try:
         tid, pid = thread.native_id or 0, os.getpid()
-        plan = plan_for(show)
-        assert read_message(root, str(tid), plan, tid, tid, False, 0) is None
-        assert read_message(root, f"{pid}/task/{tid}", plan, tid, pid, False, 0) is not None
+        assert TaskReader(root, show).message(tid, tid) is None
+        assert TaskReader(root, show, threads=True).message(pid, tid) is not None
     finally:
         end.set()
         thread.join()

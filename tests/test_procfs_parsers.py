@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from taskdiag.abi import VMA, VMA_STAT, VmaFlag
 from taskdiag.procfs import comm, maps, plan, stat, status
 from taskdiag.procfs.reader import Directory, Malformed, Vanished, open_procfs
+from taskdiag.procfs.records import Records
 
 #: Whatever a task may be called: at most 15 bytes, no NUL.
 NAMES = st.binary(max_size=15).map(lambda name: name.replace(b"\0", b""))
@@ -193,6 +194,137 @@ def test_smaps() -> None:
     assert second[2] == VmaFlag.READ | VmaFlag.WRITE | VmaFlag.SHARED | VmaFlag.MAYSHARE
 
 
+SMAPS_KEYS = (
+    "Size", "KernelPageSize", "MMUPageSize", "Rss", "Pss", "Pss_Dirty", "Shared_Clean",
+    "Shared_Dirty", "Private_Clean", "Private_Dirty", "Referenced", "Anonymous", "KSM", "LazyFree",
+    "AnonHugePages", "ShmemPmdMapped", "FilePmdMapped", "Shared_Hugetlb", "Private_Hugetlb", "Swap",
+    "SwapPss", "Locked",
+)  # fmt: skip
+
+
+def entry_of(
+    mapping: tuple[int, int, bytes, int, int, int, int, bytes],
+    numbers: dict[str, int],
+    flags: bytes,
+) -> bytes:
+    """An entry of smaps as fs/proc/task_mmu.c writes it."""
+    lines = [f"{key}:".ljust(16) + f"{numbers.get(key, 0):8d} kB" for key in SMAPS_KEYS]
+    lines += ["THPeligible:    " + f"{numbers.get('THPeligible', 0):8d}"]
+    return line_of(mapping) + b"\n" + "\n".join(lines).encode() + b"\nVmFlags: " + flags + b"\n"
+
+
+def by_lines(data: bytes, smaps: bool) -> list[bytes]:
+    """The records that the parser makes that goes line by line."""
+    found = maps.parse_smaps(data, plan.statistics) if smaps else maps.parse_maps(data)
+    with Directory(0, ".", pinned=False) as directory:
+        return maps.records(found, directory)
+
+
+def exact(start: int, end: int, shown: bytes) -> bytes:
+    """As `maps.exact_name` where a mapping is gone."""
+    return shown.replace(b"\\012", b"\n")
+
+
+@given(st.lists(MAPPINGS, min_size=1, max_size=5), st.lists(MAPPINGS, min_size=1, max_size=5))
+@example([(1, 2, b"r--p", 0, 0, 0, 1, b"/a\\012b")], [(1, 2, b"rw-p", 0, 0, 0, 1, b"/a\\012b")])
+def test_maps_in_bulk(
+    first: list[tuple[int, int, bytes, int, int, int, int, bytes]],
+    second: list[tuple[int, int, bytes, int, int, int, int, bytes]],
+) -> None:
+    records = Records()
+    for mappings in (first, second, first):
+        data = b"".join(line_of(values) + b"\n" for values in mappings)
+        assert records(data, exact) == by_lines(data, smaps=False)
+
+
+ENTRIES = st.tuples(
+    MAPPINGS,
+    st.dictionaries(
+        st.sampled_from([*SMAPS_KEYS, "THPeligible"]),
+        st.integers(0, 99_999_999) | st.sampled_from([99_999_999, 100_000_000, 2**37]),
+    ),
+    st.sampled_from([b"rd mr ", b"rd wr mr mw me ac sd ", b"", b"zz ?? "]),
+)
+
+
+@given(st.lists(st.lists(ENTRIES, min_size=1, max_size=4), min_size=1, max_size=3))
+def test_smaps_in_bulk(
+    files: list[
+        list[tuple[tuple[int, int, bytes, int, int, int, int, bytes], dict[str, int], bytes]]
+    ],
+) -> None:
+    records = Records(plan.statistics)
+    for file in files * 2:
+        data = b"".join(entry_of(*entry) for entry in file)
+        assert records(data, exact) == by_lines(data, smaps=True)
+
+
+@given(st.lists(ENTRIES, min_size=2, max_size=4), st.integers(0), st.sampled_from([b"", b"x\n"]))
+def test_smaps_with_lines_missing_or_new(
+    file: list[tuple[tuple[int, int, bytes, int, int, int, int, bytes], dict[str, int], bytes]],
+    at: int,
+    new: bytes,
+) -> None:
+    """Another kernel's layout, even in the middle of a file, is read or refused as line by line."""
+    data = b"".join(entry_of(*entry) for entry in file)
+    lines = data.splitlines(keepends=True)
+    lines[at % len(lines)] = new.replace(b"x", b"New:                   1 kB")
+    data = b"".join(lines)
+    try:
+        right = by_lines(data, smaps=True)
+    except Malformed:
+        with pytest.raises(Malformed):
+            Records(plan.statistics)(data, exact)
+    else:
+        assert Records(plan.statistics)(data, exact) == right
+
+
+@given(st.binary(max_size=300), st.booleans())
+@example(b"1-2 r--p 0 0:0 0\n", False)
+@example(b"-1-2 r--p 0 0:0 0 \n", False)
+def test_anything_in_bulk(data: bytes, smaps: bool) -> None:
+    try:
+        found = Records(plan.statistics if smaps else None)(data, exact)
+    except Malformed as error:
+        one_sentence(error)
+    else:
+        assert all(len(record) >= VMA.size for record in found)
+
+
+@pytest.mark.parametrize("name", ["maps", "smaps"])
+def test_every_list_of_mappings_here_in_bulk(name: str) -> None:
+    """The kernel's own layout is the one that is fast: nothing but long numbers is left over."""
+    records = Records(plan.statistics if name == "smaps" else None)
+    slow = seen = 0
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/{name}", "rb") as file:
+                data = file.read()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if not data or len(data) > 1 << 21:
+            continue
+        if name == "smaps":
+            real = records._strict
+            strict = []
+            records._strict = lambda part, ask, real=real, strict=strict: (  # type: ignore[method-assign]
+                strict.append(part) or real(part, ask)
+            )
+        assert records(data, exact) == by_lines(data, name == "smaps")
+        if name == "smaps":
+            records._strict = real  # type: ignore[method-assign]
+            seen += data.count(b"\nVmFlags:")
+            slow += sum(
+                part.count(b"\nVmFlags:")
+                for part in strict
+                if not any(len(line) > 27 for line in part.split(b"\n")[1:] if b" kB" in line)
+                and b"\\012" not in part
+            )
+    if name == "smaps":
+        assert seen
+        assert slow == 0
+
+
 def test_every_flag_of_the_abi_has_a_name() -> None:
     found = maps.flags_of(b" ".join(maps._FLAGS))
     assert found == sum(VmaFlag)
@@ -267,9 +399,28 @@ def test_files_of_any_size_come_whole(tmp_path: os.PathLike[str], size: int) -> 
     try:
         with Directory(root, ".") as directory:
             assert directory.read("file") == content
-            assert directory.read_mappings("file") == content
+            assert b"".join(directory.read_mappings("file")) == content
     finally:
         os.close(root)
+
+
+@pytest.mark.parametrize("last", [b"", b"Last:"])
+@pytest.mark.parametrize("count", [1, 5000, 60000])
+def test_long_lists_of_mappings_are_cut_between_entries(
+    tmp_path: os.PathLike[str], last: bytes, count: int
+) -> None:
+    entries = [b"%x-%x /some/file\nLast: rd wr\n" % (at, at) for at in range(count)]
+    with open(os.path.join(tmp_path, "file"), "wb") as file:
+        file.writelines(entries)
+    root = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with Directory(root, ".") as directory:
+            pieces = list(directory.read_mappings("file", last))
+    finally:
+        os.close(root)
+    assert b"".join(pieces) == b"".join(entries)
+    assert all(piece.endswith(b"Last: rd wr\n" if last else b"\n") for piece in pieces)
+    assert max(map(len, pieces)) < 1 << 20
 
 
 def test_a_directory_stays_with_its_task() -> None:

@@ -88,11 +88,15 @@ def pack_task(
     command line) goes on in an attribute of the same type in the next message.
     """
     room = LONGEST - MSG.size
-    if not vmas:
+    attrs, vmas = list(attrs), list(vmas)
+    size = sum([7 + len(payload) for _, payload in attrs])
+    if size <= room:
         # Nearly all tasks: everything fits one message.
-        attrs = list(attrs)
-        if sum([7 + len(payload) for _, payload in attrs]) <= room:
+        records = b"".join(vmas)
+        if size + 4 + len(records) <= room:
             body = b"".join([attr(kind, payload) for kind, payload in attrs])
+            if records:
+                body += attr(Attr.VMA, records)
             return (
                 MSG.pack(MSG.size + len(body), RESPONSE, NLM_F_MULTI, seq, 0, pid, tgid, 0) + body
             )

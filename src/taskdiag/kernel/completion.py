@@ -2,6 +2,9 @@
 
 Used where this kernel lacks a piece (see `compile.missing_features`), and for single tasks that
 a program left unfinished: a command line or mappings beyond what one message holds.
+
+What is read from /proc must be of the task that the message is about, though its number may
+have passed to another task meanwhile.  See `Completion`.
 """
 
 from __future__ import annotations
@@ -12,91 +15,244 @@ import os
 from ..abi import DEFERRED, MSG, ORDER, Attr, Show
 from ..errors import EngineUnavailable
 from ..netlink import attributes, in_order, messages, pack_task
-from ..procfs import attributes as procfs_attributes
-from ..procfs import open_procfs
+from ..ordered import ordered
+from ..procfs import TaskReader, open_procfs
 from .recheck import CHECK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from ..procfs.task import Answer
     from ..request import Request
 
-    #: Asks the kernel about a thread, by its number here: a CHECK of `recheck`, or b"".
-    Check = Callable[[int], bytes]
+    #: From the number of a thread in our pid namespace, or 0 for all threads, to a CHECK of
+    #: each of them that the viewer may see, by that number.
+    Check = Callable[[int], dict[int, bytes]]
 
-__all__ = ("complete", "with_init")
+__all__ = ("Completion", "with_init")
+
+#: Completed messages are handed on in chunks of about this size.
+_CHUNK = 1 << 16
+#: What is held back at most until it is clear that the viewer may see it: tasks and bytes.
+_HELD, _HELD_SIZE = 1024, 1 << 22
+#: From as many tasks on, one question about all threads of the host is cheaper.
+_MANY = 32
+#: How often a task is read anew of which the kernel says something new each time.
+_ATTEMPTS = 10
+_TICKS = os.sysconf("SC_CLK_TCK")
+#: A negative number of nanoseconds that was taken for an unsigned one, in ticks.
+_NEGATIVE = (1 << 63) // (1_000_000_000 // _TICKS)
 
 
-def complete(data: bytes, request: Request, elsewhere: Show, check: Check | None = None) -> bytes:
-    """The same messages with the groups of ``elsewhere`` in all of them, and whatever is
-    lacking in those that a program deferred.  Tasks that are gone by now are left out.
+class _Task:
+    """One message of the kernel, taken apart.
 
-    ``check`` is for viewers who may see less than this process, see `recheck`.
-
-    Raises EngineUnavailable if /proc is not there to complete them from.
+    ``home`` is the number of the thread in our pid namespace, ``process`` that of its
+    process; ``tid`` and ``tgid`` are what the viewer calls them.  ``lacking`` is what is to
+    be read from /proc.
     """
-    proc = _procfs()
-    try:
-        return b"".join(_messages(data, request, elsewhere, proc, check))
-    finally:
-        os.close(proc)
 
+    __slots__ = ("data", "found", "home", "lacking", "process", "seq", "tgid", "tid")
 
-def _messages(
-    data: bytes, request: Request, elsewhere: Show, proc: int, check: Check | None
-) -> list[bytes]:
-    done = []
-    at = 0
-    while at < len(data):
-        length, _, _, seq, port, pid, tgid, flags = MSG.unpack_from(data, at)
-        wanted = elsewhere
-        found = [
-            (kind, data[start:end])
-            for kind, start, end in attributes(data, at + MSG.size, at + length)
-        ]
+    def __init__(self, data: bytes, request: Request, elsewhere: Show) -> None:
+        _, _, _, self.seq, port, self.tid, self.tgid, flags = MSG.unpack_from(data)
+        self.home = port or self.tid
+        self.process = self.tgid
+        self.data = data if not port else data[:12] + bytes(4) + data[16:]
+        self.lacking = elsewhere
+        self.found: list[tuple[int, bytes]] = []
+        if elsewhere or flags & DEFERRED:
+            self.found = [
+                (kind, data[start:end])
+                for kind, start, end in attributes(data, MSG.size, len(data))
+            ]
         if flags & DEFERRED:
-            had = {kind for kind, _ in found}
+            had = {kind for kind, _ in self.found}
             for group in (Show.CMDLINE, Show.VMA):
                 if request.show & group and Attr[str(group.name)] not in had:
-                    wanted |= group
-        if wanted:
-            if check is None:
-                answer = procfs_attributes(tgid, pid, wanted, not request.threads, proc)
-            else:
-                answer = _checked((port or pid, pid, tgid), wanted, request, proc, check)
-            if answer is not None:
-                attrs, vmas = answer
-                plain = sorted(found + attrs, key=lambda item: ORDER.index(Attr(item[0])))
-                done.append(pack_task(pid, tgid, plain, vmas, seq))
-        else:
-            done.append(data[at : at + length] if not port else _unnumbered(data, at, length))
-        at += length
-    return done
+                    self.lacking |= group
+
+    def with_groups(self, attrs: list[tuple[int, bytes]], vmas: list[bytes]) -> bytes:
+        """The messages about the task with what was read besides."""
+        plain = sorted(self.found + attrs, key=lambda item: ORDER.index(Attr(item[0])))
+        return pack_task(self.tid, self.tgid, plain, vmas, self.seq)
 
 
-def _unnumbered(data: bytes, at: int, length: int) -> bytes:
-    """A message without the number that it had for us."""
-    return data[at : at + 12] + bytes(4) + data[at + 16 : at + length]
+class Completion:
+    """Completes the messages of one answer.
 
+    ``elsewhere`` are the groups that all messages lack; a message that the program deferred
+    lacks others besides.  ``since`` is when the first message may have been written, on
+    CLOCK_BOOTTIME in seconds.  ``again`` runs the same program once more for one thread, by
+    its number in our pid namespace.  ``check`` is for viewers who may see less than this
+    process, see `recheck`.
 
-def _checked(
-    numbers: tuple[int, int, int], wanted: Show, request: Request, proc: int, check: Check
-) -> Answer | None:
-    """The attributes of a task that is the viewer's to see before and after they are read.
+    The number of a task may pass to another task after its message was written.  The other
+    task was then started after ``since``: a number is given out before the start time is
+    taken (kernel/fork.c, ``copy_process``).  So a task that was started earlier is the one
+    of the message.  About a task that was started later the kernel is asked again, while a
+    descriptor of its directory in /proc is held.  As long as that can be read, the new
+    message is about the same task.
 
-    ``numbers`` is its own in our pid namespace, then pid and tgid in the viewer's.
+    Raises EngineUnavailable if /proc is not there to complete the messages from.
     """
-    tid, *seen = numbers
-    before = check(tid)
-    if not before:
-        return None
-    pid, tgid, _, _, process = CHECK.unpack(before)
-    if [pid, tgid] != seen:
-        return None
-    answer = procfs_attributes(process, tid, wanted, not request.threads, proc)
-    return answer if check(tid) == before else None
+
+    def __init__(
+        self,
+        request: Request,
+        elsewhere: Show,
+        since: float,
+        again: Callable[[int], bytes],
+        check: Check | None = None,
+    ) -> None:
+        self._request = request
+        self._elsewhere = elsewhere
+        self._again = again
+        self._check = check
+        self._since = since
+        self._readers: dict[Show, TaskReader] = {}
+        self._before: dict[int, bytes] = {}
+        self._proc = -1
+
+    def close(self) -> None:
+        """Give back what was opened."""
+        proc, self._proc = self._proc, -1
+        if proc >= 0:
+            os.close(proc)
+
+    def complete(self, data: bytes) -> Iterator[bytes]:
+        """The same messages, whole; those about tasks that are gone by now are left out."""
+        if self._proc < 0:
+            self._proc = _procfs()
+        parts = list(self._parts(data))
+        tasks = [part for part in parts if isinstance(part, _Task)]
+        if self._check is None:
+            completed: Iterator[bytes] = ordered(self._read, iter(tasks), len)
+        else:
+            completed = self._visible(tasks, self._check)
+        chunk = bytearray()
+        for part in parts:
+            chunk += part if isinstance(part, bytes) else next(completed)
+            if len(chunk) >= _CHUNK:
+                yield bytes(chunk)
+                chunk.clear()
+        if chunk:
+            yield bytes(chunk)
+
+    def _parts(self, data: bytes) -> Iterator[bytes | _Task]:
+        """The messages that lack something as tasks, and in between those that do not."""
+        at = begin = 0
+        while at < len(data):
+            length, _, _, _, port, _, _, flags = MSG.unpack_from(data, at)
+            if self._elsewhere or port or flags & DEFERRED:
+                if begin < at:
+                    yield data[begin:at]
+                begin = at + length
+                task = _Task(data[at:begin], self._request, self._elsewhere)
+                yield task if task.lacking else task.data
+            at += length
+        if begin < at:
+            yield data[begin:at]
+
+    def _read(self, task: _Task) -> bytes:
+        """The complete messages about a task, b"" if it is gone."""
+        for _ in range(_ATTEMPTS):
+            newer: list[_Task] = []
+
+            def same(start: int, task: _Task = task, newer: list[_Task] = newer) -> bool:
+                # In a time namespace what is older than its zero shows as a huge number.
+                if (start + 1) / _TICKS <= self._since or start >= _NEGATIVE:
+                    return True
+                data = self._again(task.home)
+                if not data:
+                    return False
+                now = _Task(data, self._request, self._elsewhere)
+                now.process = task.process
+                newer.append(now)
+                return (now.tid, now.tgid, now.lacking) == (task.tid, task.tgid, task.lacking)
+
+            answer = self._reader(task.lacking).read(task.process, task.home, same)
+            if answer is not None:
+                return (newer[0] if newer else task).with_groups(*answer)
+            if not newer or (newer[0].tid, newer[0].tgid) != (task.tid, task.tgid):
+                return b""
+            if not newer[0].lacking:
+                return newer[0].data
+            if newer[0].lacking == task.lacking:
+                return b""
+            task = newer[0]
+        return b""
+
+    def _reader(self, show: Show) -> TaskReader:
+        reader = self._readers.get(show)
+        if reader is None:
+            reader = TaskReader(self._proc, show, threads=self._request.threads)
+            self._readers[show] = reader
+        return reader
+
+    def _visible(self, tasks: list[_Task], check: Check) -> Iterator[bytes]:
+        """The complete messages about each task, b"" unless it is the viewer's to see.
+
+        So it must be before and after it is read.
+        """
+        before = self._checks(tasks, check, self._before)
+        held: list[tuple[_Task, bytes]] = []
+        size = 0
+
+        def read(task: _Task) -> bytes:
+            return self._read(task) if _is(task, before) else b""
+
+        for task, piece in zip(tasks, ordered(read, iter(tasks), len), strict=True):
+            held.append((task, piece))
+            size += len(piece)
+            if len(held) >= _HELD or size >= _HELD_SIZE:
+                yield from self._still_visible(held, before, check)
+                held, size = [], 0
+        yield from self._still_visible(held, before, check)
+
+    def _still_visible(
+        self, held: list[tuple[_Task, bytes]], before: dict[int, bytes], check: Check
+    ) -> Iterator[bytes]:
+        after = self._checks([task for task, _ in held], check, {})
+        for task, piece in held:
+            if task.home not in after or after[task.home] == before.get(task.home):
+                yield piece if task.home in after else b""
+            else:
+                yield self._read_alone(task, check)
+
+    def _read_alone(self, task: _Task, check: Check) -> bytes:
+        """The same for one task that has changed: it called execve, or it is another one."""
+        for _ in range(_ATTEMPTS):
+            before = check(task.home)
+            if not _is(task, before):
+                break
+            piece = self._read(task)
+            if check(task.home) == before:
+                return piece
+        return b""
+
+    def _checks(
+        self, tasks: list[_Task], check: Check, known: dict[int, bytes]
+    ) -> dict[int, bytes]:
+        """A CHECK of each task that has one; of those that are ``known`` no new one."""
+        wanted = [task.home for task in tasks if task.home not in known]
+        if len(wanted) >= _MANY:
+            # One from before the messages is as good as one from after them.
+            self._before = check(0)
+            return self._before
+        found = known.copy()
+        for tid in wanted:
+            found.update(check(tid))
+        return found
+
+
+def _is(task: _Task, checks: dict[int, bytes]) -> bool:
+    """Whether that is the task of which there is a CHECK; takes its process from there."""
+    found = checks.get(task.home)
+    if found is None:
+        return False
+    tid, tgid, _, _, task.process, _ = CHECK.unpack(found)
+    return bool((tid, tgid) == (task.tid, task.tgid))
 
 
 def with_init(chunks: Iterable[bytes], request: Request) -> Iterator[bytes]:
@@ -122,12 +278,12 @@ def _init_messages(request: Request) -> list[tuple[int, bytes]]:
     except EngineUnavailable:
         return []
     try:
-        found = []
-        for tid in _init_threads(proc) if request.threads else [1]:
-            answer = procfs_attributes(1, tid, request.show, whole=not request.threads, root=proc)
-            if answer is not None:
-                found.append((tid, pack_task(tid, 1, *answer, request.seq)))
-        return found
+        reader = TaskReader(proc, request.show, threads=request.threads, seq=request.seq)
+        found = [
+            (tid, reader.message(1, tid))
+            for tid in (_init_threads(proc) if request.threads else [1])
+        ]
+        return [(tid, message) for tid, message in found if message is not None]
     except OSError:
         # Security modules may keep it from everybody.
         return []

@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 import sys
+import time
 from itertools import chain
 
 from ..abi import Dump, Show
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from .compile import Program
+    from .completion import Completion
 
 __all__ = ("KernelEngine", "Loaded")
 
@@ -100,6 +102,14 @@ class Loaded:
             return bpf.create_iterator(link)
         finally:
             os.close(link)
+
+    def read_whole(self, tid: int) -> bytes:
+        """All that a run over one thread writes, or with 0 over all threads."""
+        fd = self.iterate(tid=tid)
+        try:
+            return b"".join(data for data, _ in self.read(fd))
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """Give the program and its maps back."""
@@ -275,21 +285,32 @@ class KernelEngine:
         program = compile_request(request, self.facts, viewer, self.host, numbered=numbered)
         return key, self._insert(program)
 
-    def _check(self, tid: int) -> bytes:
-        """What `recheck` says of a thread, by its number in this process' pid namespace."""
+    def _check(self, tid: int) -> dict[int, bytes]:
+        """What `recheck` says of a thread, or with 0 of all that the viewer may see.
+
+        By their numbers in this process' pid namespace.
+        """
         loaded = self._idle.pop("check", None)
         if loaded is None:
             from .recheck import check_program
 
             loaded = self._insert(check_program(self.facts, self._view()))
+        from .recheck import CHECK
+
         try:
-            fd = loaded.iterate(tid=tid)
-            try:
-                return os.read(fd, _BUFFER)
-            finally:
-                os.close(fd)
+            data = loaded.read_whole(tid)
         finally:
             self._keep("check", loaded)
+        pieces = [data[at : at + CHECK.size] for at in range(0, len(data), CHECK.size)]
+        return {CHECK.unpack(piece)[5]: piece for piece in pieces}
+
+    def _again(self, request: Request, numbered: bool, tid: int) -> bytes:
+        """What the program for a request writes about one thread now."""
+        key, loaded = self._load(request, numbered=numbered)
+        try:
+            return loaded.read_whole(tid)
+        finally:
+            self._keep(key, loaded)
 
     def prepare(self, show: Show) -> None:
         """Find out beforehand what these groups need to know of `host`."""
@@ -372,6 +393,8 @@ class KernelEngine:
         self, key: object, loaded: Loaded, run: _Run, request: Request, elsewhere: Show
     ) -> Iterator[bytes]:
         whole = False
+        since = time.clock_gettime(time.CLOCK_BOOTTIME)
+        completion: Completion | None = None
         chunks = loaded.read(run.fd, _FILLS if self._read_ahead else 1)
         if self._read_ahead:
             chunks = readahead(chunks)
@@ -379,20 +402,36 @@ class KernelEngine:
         try:
             for data, deferred in chunks:
                 if elsewhere or numbered or deferred:
-                    from .completion import complete
-
-                    check = None if self._own else self._check
-                    data = complete(data, request, elsewhere, check)
-                if data:
+                    completion = completion or self._completion(request, elsewhere, since)
+                    yield from completion.complete(data)
+                else:
                     yield data
             whole = True
         finally:
             chunks.close()
+            if completion is not None:
+                completion.close()
             run.close()
             if whole:
                 self._keep(key, loaded)
             else:
                 loaded.close()
+
+    def _completion(self, request: Request, elsewhere: Show, since: float) -> Completion:
+        """What completes an answer from /proc that was begun at ``since``."""
+        from .completion import Completion
+
+        viewer = self._view()
+        inside = Request(request.show & ~elsewhere, request.strategy, request.pid, request.seq)
+        # Who sees every task by the numbers that we see them by sees what we see.
+        same = self._own or (viewer.rule is None and not viewer.foreign)
+        return Completion(
+            request,
+            elsewhere,
+            since,
+            lambda tid: self._again(inside, bool(elsewhere), tid),
+            None if same else self._check,
+        )
 
     def _keep(self, key: object, loaded: Loaded) -> None:
         """Keep a program for the next request of its shape, instead of the oldest kept."""

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ("CHECK", "check_program")
 
-#: pid and tgid as the viewer numbers them; start in ns; count of execve calls; the number
-#: of the process in the pid namespace that the iterator walks.
-CHECK = Struct("=IIQQI4x")
+#: pid and tgid as the viewer numbers them; start in ns; count of execve calls; the numbers
+#: of the process and of the thread in the pid namespace that the iterator walks.
+CHECK = Struct("=IIQQII")
 
 
 def check_program(facts: Facts, viewer: Viewer) -> Program:
@@ -41,7 +41,8 @@ def check_program(facts: Facts, viewer: Viewer) -> Program:
         c.put(off, R0, 8)
     pid.home_tgid(c)
     c.put(24, R0, 4)
-    c.put(28, 0, 4)
+    pid.home_nr(c)
+    c.put(28, R0, 4)
     pid.pid_nr(c)
     c.jump("==", R0, 0, "skip")
     c.put(0, R0, 4)

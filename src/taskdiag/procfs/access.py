@@ -1,28 +1,29 @@
 """Who may see what: as procfs mounted with hidepid=2, asking the kernel itself.
 
-reading the link /proc/PID/exe makes the kernel check ``ptrace_may_access(task,
-PTRACE_MODE_READ_FSCREDS)`` and nothing else (fs/proc/base.c, ``proc_pid_readlink``):
-EACCES is its no, ENOENT means yes, but there is no executable (a zombie).
+Reading the link /proc/PID/exe makes the kernel check ``ptrace_may_access(task,
+PTRACE_MODE_READ_FSCREDS)`` and nothing else (fs/proc/base.c, ``proc_pid_readlink``).
+EACCES means that access is denied; ENOENT that it is allowed, but the task has no
+executable (a zombie).
 """
 
 from __future__ import annotations
 
 import os
 
+from ..capability import CAP_SYS_PTRACE
 from .reader import Directory, Vanished
 
 __all__ = ("check", "sees_everything")
 
-_CAP_SYS_PTRACE = 1 << 19
 #: ``PROC_USER_INIT_INO``: the inode number of the initial user namespace.
 _USER_INIT_INO = 0xEFFFFFFD
 
 
 def sees_everything(root: int) -> bool:
-    """Whether the kernel would say yes for every task, so that it need not be asked.
+    """Whether the kernel would allow access to every task, so that it need not be asked.
 
-    So it is with CAP_SYS_PTRACE in effect in the initial user namespace; elsewhere the
-    capability counts for the tasks of that user namespace only.
+    It does so for a caller with CAP_SYS_PTRACE in effect in the initial user namespace.
+    In another user namespace the capability covers only the tasks of that namespace.
     """
     try:
         with Directory(root, "thread-self") as own:
@@ -33,7 +34,7 @@ def sees_everything(root: int) -> bool:
         return False
     found = status.partition(b"\nCapEff:\t")[2].partition(b"\n")[0]
     try:
-        return bool(int(found, 16) & _CAP_SYS_PTRACE)
+        return bool(int(found, 16) & 1 << CAP_SYS_PTRACE)
     except ValueError:
         return False
 
@@ -45,5 +46,5 @@ def check(directory: Directory) -> None:
     except PermissionError:
         raise Vanished(directory.where) from None
     except OSError:
-        # Allowed, but no executable; or gone, as the next read will find.
+        # Allowed, but without an executable; or gone, which the next read will show.
         pass

@@ -7,11 +7,10 @@ import os
 from ..abi import Dump
 from ..errors import NoSuchProcess
 from . import access
-from .plan import Plan, plan_for
 from .reader import Directory, Vanished, open_procfs
 from .stat import parse
 from .status import parse_lines
-from .task import read_message
+from .task import TaskReader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,30 +74,38 @@ class _Scan:
     def __init__(self, root: int, request: Request) -> None:
         self._root = root
         self._request = request
-        self._plan: Plan = plan_for(int(request.show))
         self._ask = not access.sees_everything(root)
+        self._reader = TaskReader(
+            root, request.show, threads=request.threads, ask=self._ask, seq=request.seq
+        )
 
     def messages(self) -> Iterator[bytes]:
         """The messages of one task after the other."""
         pid = self._request.pid
         strategy = self._request.strategy
         if strategy == Dump.ALL:
-            return self._read((name, int(name), int(name)) for name in self._processes())
+            return self._read((int(name), int(name)) for name in self._processes())
         if strategy == Dump.ALL_THREAD:
             return self._read(self._all_threads())
         if strategy == Dump.CHILDREN:
             self._require(pid)
-            return self._read((name, int(name), int(name)) for name in self._children(pid))
+            return self._read((int(name), int(name)) for name in self._children(pid))
         if strategy == Dump.THREAD:
             return self._some(self._read(self._threads(self._require(pid))))
         self._require(pid)
-        return self._some(self._read([(str(pid), pid, pid)]))
+        return self._some(self._read([(pid, pid)]))
 
-    def _read(self, tasks: Iterable[tuple[str, int, int]]) -> Iterator[bytes]:
-        """The messages of tasks given as directory, tid and process."""
-        root, plan, ask, seq = self._root, self._plan, self._ask, self._request.seq
-        for where, tid, pid in tasks:
-            message = read_message(root, where, plan, tid, pid, ask, seq)
+    def _read(self, tasks: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+        """The messages of tasks given as process and thread."""
+        read = self._reader.message
+        if self._reader.slow:
+            from ..ordered import ordered
+
+            found = ordered(lambda task: read(*task) or b"", iter(tasks), len)
+            yield from filter(None, found)
+            return
+        for pid, tid in tasks:
+            message = read(pid, tid)
             if message is not None:
                 yield message
 
@@ -141,7 +148,7 @@ class _Scan:
             except Vanished:
                 continue
 
-    def _threads(self, process: str) -> list[tuple[str, int, int]]:
+    def _threads(self, process: str) -> list[tuple[int, int]]:
         """The threads of a process, ascending; none if it is gone or hidden."""
         try:
             with Directory(self._root, process) as directory:
@@ -155,9 +162,9 @@ class _Scan:
         except Vanished:
             return []
         pid = int(process)
-        return [(f"{process}/task/{tid}", tid, pid) for tid in sorted(map(int, found))]
+        return [(pid, tid) for tid in sorted(map(int, found))]
 
-    def _all_threads(self) -> list[tuple[str, int, int]]:
+    def _all_threads(self) -> list[tuple[int, int]]:
         """The threads of all processes, ascending."""
         found = [thread for process in self._processes() for thread in self._threads(process)]
         found.sort(key=lambda thread: thread[1])

@@ -1,4 +1,8 @@
-"""/proc/PID/maps and smaps: the memory mappings, and the statistics of their pages."""
+"""/proc/PID/maps and smaps: the memory mappings, and the statistics of their pages.
+
+These parsers go line by line and accept whatever Linux may write.  `records` is faster, and
+falls back on them.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +63,7 @@ _LINE = re.compile(
 
 
 def perms_of(perms: bytes) -> int:
-    """The flags that the permission column can tell.
+    """The flags that the permission column shows.
 
     >>> perms_of(b"rw-s")
     139
@@ -173,9 +177,9 @@ def records(found: list[tuple[Mapping, bytes]], directory: Directory, up: str = 
 def exact_name(directory: Directory, up: str, start: int, end: int, shown: bytes) -> bytes:
     """The name of a mapping whose shown name holds ``\\012``.
 
-    maps writes a newline as that but a backslash as it is, so what is shown may also be
-    meant; the link in map_files tells (readable by whoever may read maps).  Where it
-    does not (the mapping is gone again), a newline is the better guess.
+    maps escapes a newline but not a backslash, so the characters may be a newline or
+    themselves.  The link in map_files has the name as it is, and whoever may read maps may
+    read it.  If it cannot be read, because the mapping is gone again, a newline is assumed.
     """
     try:
         return directory.readlink(f"{up}map_files/{start:x}-{end:x}")

@@ -1,9 +1,9 @@
 """A task's whole message by one function, for tasks that are like most others.
 
-What `task.read_directory` does in steps, with an answer to everything that may happen,
-is done here in one go: split the files, pack all headers and fields by a single struct.
-The function is written for one plan and one form of the status file, and returns None
-for whatever it was not written for.  Then the steps are taken, and they judge.
+`task.read_directory` works in steps and handles everything that may happen.  The function
+made here does the same at once: it splits the files and packs all headers and fields with
+a single struct.  It is generated for one plan and one form of the status file, and returns
+None for any other input, which is then left to `task.read_directory`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""One or two files of a task without its directory, which saves opening and closing that.
+"""Reading one or two files of a task without opening its directory first.
 
-Each path finds a task anew; what proves that they all found the same one is the order.
+Each path is looked up separately.  The order of the calls ensures that all of them found
+the same task.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from ..errors import EngineUnavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
 __all__ = (
@@ -31,12 +32,16 @@ _READ = os.O_RDONLY | os.O_CLOEXEC
 
 #: The first read of a file.  stat and status nearly always fit.
 BLOCK = 4096
+#: How much of maps and smaps is asked for at a time; the kernel hands out about a page.
+_MAPPINGS = 1 << 13
+#: The longest that is kept as text.
+_PIECE = 1 << 19
 #: Sizes to try, in turn, for what must come from one read(2).
 _WHOLE = (1 << 17, 1 << 21, 1 << 25)
 
 
 class Vanished(Exception):
-    """The task is gone, or not ours to see, which must look the same."""
+    """The task is gone, or the caller may not see it.  The two must look the same."""
 
 
 class Refused(Vanished):
@@ -99,28 +104,37 @@ class Directory:
         except OSError as error:
             raise explain(error, f"{self.where}/{name}") from None
 
-    def read_mappings(self, name: str) -> bytes:
-        """The content of maps or smaps, which the kernel hands out a page at a time.
+    def read_mappings(self, name: str, last: bytes = b"") -> Iterator[bytes]:
+        """The content of maps or smaps in pieces; none if it is empty.
 
-        If the address space goes away meanwhile (exit, exec), reading just ends early
-        (fs/proc/task_mmu.c, ``m_start``).  So at the end the first bytes are asked for
-        once more: an address space that is still there then was there all along.
+        Most files are one piece. Longer ones are cut behind a line that starts with
+        ``last``, so that an entry is never split.
 
-        Raises Changed if it was not, Vanished, or OSError with the path.
+        The kernel hands these files out a page at a time.  If the address space goes away
+        meanwhile (exit, exec), reading just ends early (fs/proc/task_mmu.c, ``m_start``).
+        So at the end the first bytes are asked for once more: an address space that is
+        still there then was there all along.
+
+        Raises Changed at the end if it was not, Vanished, or OSError with the path.
         """
         try:
             fd = _open(self._prefix + name, _READ, dir_fd=self._fd)
             try:
-                data = _read(fd, 1 << 16)
-                if not data:
-                    return data
-                pieces = [data]
-                while data:
-                    data = _read(fd, 1 << 16)
+                pieces: list[bytes] = []
+                size = 0
+                while data := _read(fd, _MAPPINGS):
                     pieces.append(data)
-                if not os.pread(fd, 1, 0):
-                    raise Changed
-                return b"".join(pieces)
+                    size += len(data)
+                    if size >= _PIECE:
+                        whole, rest = _cut(b"".join(pieces), last)
+                        if whole:
+                            yield whole
+                        pieces, size = [rest], len(rest)
+                if pieces:
+                    if not os.pread(fd, 1, 0):
+                        raise Changed
+                    if size:
+                        yield b"".join(pieces)
             finally:
                 _close(fd)
         except OSError as error:
@@ -159,12 +173,25 @@ class Directory:
             _close(self._fd)
 
 
-def explain(error: OSError, where: str) -> Exception:
-    """What an error below /proc/PID means.
+def _cut(text: bytes, last: bytes) -> tuple[bytes, bytes]:
+    r"""Up to the end of the last whole line that starts with ``last``, and the rest.
 
-    ENOENT and ESRCH: gone.  EPERM and EACCES: /proc is mounted with hidepid=1, or the
-    task has just become one that may not be looked into, or a security module protects
-    it; by default not ours to see.
+    >>> _cut(b"a\nb 1\na\nb", b"b"), _cut(b"a\nb", b"")
+    ((b'a\nb 1\n', b'a\nb'), (b'a\n', b'b'))
+    """
+    at = text.rfind(b"\n")
+    if last and at >= 0:
+        begin = text.rfind(b"\n" + last, 0, at)
+        at = text.find(b"\n", begin + 1) if begin >= 0 else -1
+    return text[: at + 1], text[at + 1 :]
+
+
+def explain(error: OSError, where: str) -> Exception:
+    """The exception for an error below /proc/PID.
+
+    ENOENT and ESRCH: the task is gone.  EPERM and EACCES: the caller may not see it,
+    because /proc is mounted with hidepid=1, because the task has just changed its
+    credentials, or because a security module protects it.
     """
     if isinstance(error, (FileNotFoundError, ProcessLookupError)):
         return Vanished(where)

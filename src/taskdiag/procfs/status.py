@@ -1,10 +1,10 @@
 """/proc/PID/status: a key and its value on each line, in a fixed order.
 
-A kernel writes the same lines for every task, but for those that a task without memory
-or without a file system context lacks.  So where the wanted values are is worked out
-once for each of these forms and compiled; a task's file is then split into lines and
-the values are cut out of it.  If a file has none of these forms (a newer kernel), a slow
-and general parser does the same work.
+A kernel writes the same lines for every task, except that a task without memory or
+without a file system context lacks some.  So the positions of the wanted values are
+determined once for each of these forms and compiled into a function, which splits a file
+into lines and extracts the values.  A file of another form (of a newer kernel) is parsed by
+`parse_lines`, which is slower and accepts any order.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from struct import error as StructError
 
 from ..abi import Attr
@@ -11,90 +10,167 @@ from . import access, cmdline, maps, stat
 from .comm import COMM_MAX, kernel_comm, needs_care
 from .pair import read_pair
 from .plan import plan_for, statistics
-from .reader import Changed, Directory, Malformed, Refused, Vanished, open_procfs
+from .reader import Changed, Directory, Malformed, Refused, Vanished
+from .records import Records
 from .status import unescape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .plan import Plan
 
     #: Attributes (type and payload, in the stream's order), and VMA records.
     Answer = tuple[list[tuple[int, bytes]], list[bytes]]
 
-__all__ = ("attributes", "read_message", "read_task")
+__all__ = ("TaskReader",)
 
 #: How often a task is read anew that turns into something else while it is read.
 _ATTEMPTS = 100
+#: Processes of which is remembered which thread shows the mappings.
+_REMEMBERED = 4096
 _CMDLINE = int(Attr.CMDLINE)
+#: Fields of stat, as indices: state, number of threads, start time.
+_STATE, _THREADS, _START = 2, 19, 21
 
 
-def attributes(
-    pid: int, tid: int | None, show: int, whole: bool = True, root: int | None = None
-) -> Answer | None:
-    """The attributes of one task, as types and payloads, and its VMA records.
+class TaskReader:
+    """Reads the groups of one answer for one task after the other.
 
-    ``pid`` is the process, ``tid`` the thread, None meaning the leader.  With ``whole``
-    STAT is that of the whole process, without it that of the thread.  VMA records come
-    with the leader only.  None if there is no such task, or not any more.
+    ``root`` is a descriptor from `open_procfs`, which stays the caller's, and ``show`` the
+    groups.  With ``threads`` STAT is that of the thread, and mappings come with one thread
+    of a process: the leader, or where that has exited, the living thread of the lowest
+    number.  Without, everything is the whole process's.  With ``ask`` tasks are left out
+    that the caller may not see; without, nobody is asked.
 
-    >>> attrs, vmas = attributes(1, None, Show.BASE)
+    One object serves one answer, in several threads if need be.  What it remembers must
+    not be used for an answer to somebody else; see `Records`.
+
+    >>> root = open_procfs()
+    >>> attrs, vmas = TaskReader(root, Show.BASE).read(1, 1)
     >>> [kind for kind, _ in attrs], vmas
     ([0], [])
 
-    ``root`` is a descriptor from `open_procfs`, for callers who ask about many tasks.
-    Nobody is asked whether the caller may see the task.  Raises EngineUnavailable, and
-    OSError with the path of the file that could not be read.
+    Raises EngineUnavailable if /proc lacks what the groups need.
     """
-    leader = tid is None or tid == pid
-    where = str(pid) if whole and leader else f"{pid}/task/{tid or pid}"
-    proc = open_procfs() if root is None else root
+
+    def __init__(
+        self, root: int, show: int, *, threads: bool = False, ask: bool = False, seq: int = 0
+    ) -> None:
+        self._root = root
+        self._plan = plan_for(show)
+        self._whole = not threads
+        self._ask = ask
+        self._seq = seq
+        self._records = Records(statistics if self._plan.mappings == "smaps" else None)
+        self._showing: dict[int, int] = {}
+
+    @property
+    def slow(self) -> bool:
+        """Whether most of the time passes in system calls, so that threads pay."""
+        return bool(self._plan.mappings)
+
+    def message(self, tgid: int, tid: int) -> bytes | None:
+        """The messages about one task; None as for `read`."""
+        plan = self._plan
+        if plan.messages:
+            where = self._where(tgid, tid)
+            try:
+                if plan.status is None:
+                    status, stat = b"", read_pair(self._root, where, "stat", "", self._ask)[0]
+                else:
+                    second = "stat" if plan.stat else ""
+                    status, stat = read_pair(self._root, where, "status", second, self._ask)
+            except Vanished:
+                return None
+            for make in plan.messages:
+                message = make(status, stat, tid, tgid, self._seq)
+                if message is not None:
+                    return message
+        answer = self.read(tgid, tid)
+        return None if answer is None else pack_task(tid, tgid, answer[0], answer[1], self._seq)
+
+    def read(self, tgid: int, tid: int, same: Callable[[int], bool] | None = None) -> Answer | None:
+        """The attributes of one task, as types and payloads, and its VMA records.
+
+        None if there is no such task, or not any more.
+
+        ``same`` decides by the start time (in ticks, as /proc/PID/stat shows it) whether
+        the task that has the number now is the one that is meant.  After it has returned,
+        only this task is read.
+
+        Raises EngineUnavailable, and OSError with the path of the file that could not be
+        read.
+        """
+        plan = self._plan
+        mappings = bool(plan.mappings) and (tid == tgid or self._shows_mappings(tgid, tid))
+        if same is not None and plan.files == 1 and plan.mappings and not mappings:
+            return [], []
+        # A single file is of one moment and one task anyway.
+        pinned = self._ask or plan.files > 1 or same is not None
+        for _ in range(_ATTEMPTS):
+            try:
+                with Directory(self._root, self._where(tgid, tid), pinned) as directory:
+                    if self._ask:
+                        access.check(directory)
+                    if same is not None and not same(start_time(directory)):
+                        return None
+                    records = self._records if mappings else None
+                    return read_directory(plan, directory, records, self._ask)
+            except Vanished:
+                return None
+            except Changed:
+                pinned = True
+        return None
+
+    def _where(self, tgid: int, tid: int) -> str:
+        """The directory below /proc."""
+        return str(tgid) if self._whole and tid == tgid else f"{tgid}/task/{tid}"
+
+    def _shows_mappings(self, tgid: int, tid: int) -> bool:
+        """Whether the mappings of a process come with that thread, which is not the leader."""
+        if self._whole:
+            return False
+        showing = self._showing.get(tgid)
+        if showing is None:
+            if len(self._showing) >= _REMEMBERED:
+                self._showing.clear()
+            showing = self._showing[tgid] = first_with_memory(self._root, tgid)
+        return showing == tid
+
+
+def start_time(directory: Directory) -> int:
+    """When a task was started, in ticks since boot.  Raises Vanished, Malformed."""
+    value = stat.parse(directory.read("stat"))[_START]
+    if not value.isdigit():
+        raise Malformed(f"/proc/PID/stat shows {value!r} as start time")
+    return int(value)
+
+
+def first_with_memory(root: int, tgid: int) -> int:
+    """The thread that shows the mappings of a process; 0 if none does.
+
+    That is the leader unless it has exited, which only shows while other threads live.
+    """
     try:
-        return read_task(proc, where, plan_for(show), leader, ask=False)
-    finally:
-        if root is None:
-            os.close(proc)
+        with Directory(root, str(tgid)) as directory:
+            if stat.parse(directory.read("stat"))[_STATE] not in (b"Z", b"X"):
+                return tgid
+            for tid in sorted(map(int, directory.names("task"))):
+                try:
+                    if cmdline.has_mm(Directory(root, f"{tgid}/task/{tid}", pinned=False)):
+                        return tid
+                except Vanished:
+                    continue
+    except Vanished:
+        pass
+    return 0
 
 
-def read_message(
-    root: int, where: str, plan: Plan, tid: int, tgid: int, ask: bool, seq: int
-) -> bytes | None:
-    """The messages about one task, of a directory below ``root``; None as for `read_task`."""
-    if plan.messages:
-        try:
-            if plan.status is None:
-                status, stat = b"", read_pair(root, where, "stat", "", ask)[0]
-            else:
-                second = "stat" if plan.stat else ""
-                status, stat = read_pair(root, where, "status", second, ask)
-        except Vanished:
-            return None
-        for make in plan.messages:
-            message = make(status, stat, tid, tgid, seq)
-            if message is not None:
-                return message
-    answer = read_task(root, where, plan, tid == tgid, ask)
-    return None if answer is None else pack_task(tid, tgid, answer[0], answer[1], seq)
-
-
-def read_task(root: int, where: str, plan: Plan, leader: bool, ask: bool) -> Answer | None:
-    """The same for a directory below ``root``; with ``ask`` only if the caller may see it."""
-    # A single file is of one moment and one task anyway.
-    pinned = ask or plan.files > 1
-    for _ in range(_ATTEMPTS):
-        try:
-            with Directory(root, where, pinned) as directory:
-                if ask:
-                    access.check(directory)
-                return read_directory(plan, directory, leader, ask)
-        except Vanished:
-            return None
-        except Changed:
-            pinned = True
-    return None
-
-
-def read_directory(plan: Plan, directory: Directory, leader: bool, strict: bool) -> Answer:
-    """The attributes of the task of a directory.
+def read_directory(
+    plan: Plan, directory: Directory, records: Records | None, strict: bool
+) -> Answer:
+    """The attributes of the task of a directory; mappings by ``records``, if given.
 
     A caller who may see every task may still be kept from the mappings of one by a
     security module.  That one then has no VMA records, unless ``strict``: then it is
@@ -116,7 +192,7 @@ def read_directory(plan: Plan, directory: Directory, leader: bool, strict: bool)
     if plan.stat:
         fields = stat.parse(directory.read("stat"))
         # As in status: no threads, no session, no parent: released while it was read.
-        if fields[19] == b"0":
+        if fields[_THREADS] == b"0":
             raise Vanished(directory.where)
     try:
         attrs = [
@@ -132,9 +208,9 @@ def read_directory(plan: Plan, directory: Directory, leader: bool, strict: bool)
         if has_mm:
             attrs.append((_CMDLINE, args))
     vmas: list[bytes] = []
-    if plan.mappings and leader and has_mm is not False:
+    if records is not None and has_mm is not False:
         try:
-            vmas = _vmas(plan, directory, has_mm)
+            vmas = _vmas(plan, directory, has_mm, records)
         except Refused:
             if strict:
                 raise
@@ -164,17 +240,18 @@ def _still(had_mm: bool | None, directory: Directory) -> bool:
     return has_mm
 
 
-def _vmas(plan: Plan, directory: Directory, has_mm: bool | None) -> list[bytes]:
-    data = directory.read_mappings(plan.mappings)
-    if not data:
-        if _still(has_mm, directory):
-            # It has an address space, so it has mappings; these were of its last one.
-            raise Changed
-        return []
-    if plan.mappings == "smaps":
-        found = maps.parse_smaps(data, statistics)
-    else:
-        found = maps.parse_maps(data)
+def _vmas(plan: Plan, directory: Directory, has_mm: bool | None, records: Records) -> list[bytes]:
     # Only the process's directory has map_files, its threads' have not.
     up = "../../" if "/task/" in directory.where else ""
-    return maps.records(found, directory, up)
+
+    def exact(start: int, end: int, shown: bytes) -> bytes:
+        return maps.exact_name(directory, up, start, end, shown)
+
+    last = b"VmFlags:" if plan.mappings == "smaps" else b""
+    found: list[bytes] = []
+    for text in directory.read_mappings(plan.mappings, last):
+        found += records(text, exact)
+    if not found and _still(has_mm, directory):
+        # It has an address space, so it has mappings; these were of its last one.
+        raise Changed
+    return found

@@ -1,0 +1,234 @@
+"""VMA records from the text of maps and smaps, made in bulk.
+
+`maps` parses line by line and accepts whatever Linux may write.  This module is for the
+common case, and much faster.  It relies on two properties of these files:
+
+- The part of a line of maps behind the addresses (permissions, offset, device, inode and
+  path) is the same in every process that maps the same part of the same file.
+- The lines of an entry of smaps have fixed widths (fs/proc/task_mmu.c, ``SEQ_PUT_DEC``), as
+  long as no number has more than eight digits.  So the statistics of an entry are a slice
+  of the text, and entries with equal slices have equal statistics.
+
+An entry that does not look as expected is handed to the parsers of `maps`.
+"""
+
+from __future__ import annotations
+
+import re
+from operator import itemgetter
+from struct import Struct
+from struct import error as StructError
+
+from .. import abi
+from ..netlink import pack_vma
+from . import maps
+from .reader import Malformed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")
+    #: From start, end and name as shown to the exact name; see `maps.exact_name`.
+    ExactName = Callable[[int, int, bytes], bytes]
+
+__all__ = ("Records",)
+
+#: How many entries of each kind are remembered.
+_REMEMBERED = 4096
+#: start, end and vm_flags: what every record has for itself.
+_HEAD = Struct("=QQQ")
+_HEAD_SIZE = _HEAD.size
+_NO_STATISTICS = bytes(abi.VMA_STAT.size)
+
+_NUMBER_LINE = re.compile(rb"[A-Za-z_]+: *[0-9]{1,8}( kB)?\Z")
+_VMFLAGS = b"\nVmFlags: "
+#: A line of smaps that counts kB: the key and its colon, eight digits, the unit.
+_LINE = "16s8s4s"
+_LINE_LENGTH = 28
+
+
+class _Layout:
+    """The lines of an entry of smaps, as this kernel writes them.
+
+    Offsets count from the newline that ends the entry's first line.
+
+    ``flags``   where the newline in front of VmFlags is
+    ``first``   where the lines begin that `statistics` needs
+    ``last``    where they end
+    """
+
+    __slots__ = ("_keys", "_names", "_numbers", "_unpack", "first", "flags", "last")
+
+    def __init__(self, flags: int, first: int, lines: list[bytes]) -> None:
+        self.flags = flags
+        self.first = first
+        self.last = first + _LINE_LENGTH * len(lines)
+        self._unpack = Struct("=" + _LINE * len(lines)).unpack
+        self._keys = tuple(line[:16] for line in lines)
+        names = [line.partition(b":")[0] for line in lines]
+        self._names = [name for name in names if name in _WANTED]
+        self._numbers = itemgetter(*(1 + 3 * names.index(name) for name in self._names))
+
+    def numbers(self, text: bytes) -> dict[bytes, int] | None:
+        """The numbers of an entry, in kB, from its slice; None if it has other lines."""
+        found = self._unpack(text)
+        if found[::3] != self._keys or set(found[2::3]) != {b" kB\n"}:
+            return None
+        try:
+            return dict(zip(self._names, map(int, self._numbers(found)), strict=True))
+        except ValueError:
+            return None
+
+
+_WANTED = {field.procfs.partition(":")[2].encode() for field in abi.VMA_STAT.fields}
+
+
+def layout_of(entry: bytes) -> _Layout | None:
+    """The layout of an entry of smaps; None if it is not one that can be relied on."""
+    text, mark, _ = entry[entry.find(b"\n") :].partition(_VMFLAGS)
+    lines = text.split(b"\n")[1:]
+    names = [line.partition(b":")[0] for line in lines]
+    if not mark or not all(map(_NUMBER_LINE.match, lines)):
+        return None
+    needed = [index for index, name in enumerate(names) if name in _WANTED]
+    # With a single line `itemgetter` would not give a tuple.
+    if len(needed) < 2 or len(set(names)) != len(names):
+        return None
+    block = lines[needed[0] : needed[-1] + 1]
+    # A wider number would move all that follows.
+    if any(len(line) + 1 != _LINE_LENGTH for line in block):
+        return None
+    begin = 1 + sum(len(line) + 1 for line in lines[: needed[0]])
+    return _Layout(len(text), begin, block)
+
+
+class Records:
+    """Makes VMA records of maps files, or of smaps files with ``statistics``.
+
+    One object serves one answer: what it remembers of a task (paths, device numbers) must
+    not outlive the answer in which that task may be seen.  Several threads may use it.
+
+    >>> make = Records()
+    >>> [len(record) for record in make(b"1000-2000 r--p 00000000 00:00 0 \\n", None)]
+    [64]
+    """
+
+    def __init__(self, statistics: Callable[[dict[bytes, int]], bytes] | None = None) -> None:
+        self._statistics = statistics
+        self._layout: _Layout | None = None
+        #: Text behind the addresses: flags, the rest of the record's head, and its name.
+        self._tails: dict[bytes, tuple[int, bytes, bytes]] = {}
+        self._flags: dict[bytes, int] = {}
+        self._stats: dict[bytes, bytes] = {}
+
+    def __call__(self, data: bytes, exact: ExactName | None) -> list[bytes]:
+        """The records of a whole file, in its order.
+
+        ``exact`` is asked for names that are shown ambiguously.  Raises Malformed.
+        """
+        if data[-1:] != b"\n":
+            raise Malformed("a list of mappings below /proc ends in the middle of a line")
+        try:
+            if self._statistics is None:
+                return self._maps(data, exact)
+            try:
+                return self._smaps(data, exact)
+            except Malformed:
+                # Cut apart where it should not be: no kernel that is known.
+                return self._strict(data, exact)
+        except (ValueError, StructError) as error:
+            raise Malformed(f"/proc/PID/maps shows a mapping out of range: {error}") from None
+
+    def _maps(self, data: bytes, exact: ExactName | None) -> list[bytes]:
+        tails, pack = self._tails, _HEAD.pack
+        records = []
+        for line in data[:-1].split(b"\n"):
+            addresses, _, tail = line.partition(b" ")
+            found = tails.get(tail) or self._tail(line, tail)
+            if found is None:
+                records.append(self._record(maps.parse_line(line), b"", exact))
+                continue
+            start, _, end = addresses.partition(b"-")
+            flags, rest, name = found
+            records.append(pack(int(start, 16), int(end, 16), flags) + rest + name)
+        return records
+
+    def _smaps(self, data: bytes, exact: ExactName | None) -> list[bytes]:
+        layout = self._layout or self._learn(data)
+        if layout is None:
+            return self._strict(data, exact)
+        first, last, flags_at = layout.first, layout.last, layout.flags
+        tails, names, stats = self._tails, self._flags, self._stats
+        pack, find, join = _HEAD.pack, data.find, b"".join
+        records = []
+        at, size = 0, len(data)
+        while at < size:
+            line_end = find(b"\n", at)
+            mark = line_end + flags_at
+            if data[mark : mark + 10] == _VMFLAGS:
+                stop = find(b"\n", mark + 10)
+                text = data[line_end + first : line_end + last]
+                stat = stats.get(text) or self._stat(layout, text)
+                start, _, rest = data[at:line_end].partition(b"-")
+                end, _, tail = rest.partition(b" ")
+                found = tails.get(tail) or self._tail(data[at:line_end], tail)
+                if stat is not None and found is not None:
+                    shown = data[mark + 10 : stop]
+                    flags = names.get(shown)
+                    if flags is None:
+                        flags = remember(names, shown, maps.flags_of(shown))
+                    head = pack(int(start, 16), int(end, 16), flags)
+                    records.append(join((head, found[1], stat, found[2])))
+                    at = stop + 1
+                    continue
+            stop = find(b"\n", find(_VMFLAGS, at) + 1)
+            if stop < line_end:
+                return records + self._strict(data[at:], exact)
+            records += self._strict(data[at : stop + 1], exact)
+            at = stop + 1
+        return records
+
+    def _learn(self, data: bytes) -> _Layout | None:
+        layout = layout_of(data[: data.find(b"\n", data.find(_VMFLAGS) + 1)])
+        self._layout = layout
+        return layout
+
+    def _stat(self, layout: _Layout, text: bytes) -> bytes | None:
+        numbers = layout.numbers(text)
+        if numbers is None or self._statistics is None:
+            return None
+        return remember(self._stats, text, self._statistics(numbers))
+
+    def _tail(self, line: bytes, tail: bytes) -> tuple[int, bytes, bytes] | None:
+        """What is made of the text behind the addresses; None if that takes more than it."""
+        _, _, flags, pgoff, major, minor, inode, name = maps.parse_line(line)
+        if b"\\012" in name:
+            return None
+        stat = _NO_STATISTICS if self._statistics else b""
+        record = pack_vma(0, 0, 0, pgoff, major, minor, inode, 0, name, stat)
+        at = abi.VMA.size
+        found = flags, record[_HEAD_SIZE:at], record[at + len(stat) :]
+        return remember(self._tails, tail, found)
+
+    def _strict(self, data: bytes, exact: ExactName | None) -> list[bytes]:
+        """The records of entries of smaps, by the parser that accepts any."""
+        assert self._statistics is not None
+        found = maps.parse_smaps(data, self._statistics)
+        return [self._record(mapping, stat, exact) for mapping, stat in found]
+
+    @staticmethod
+    def _record(mapping: maps.Mapping, stat: bytes, exact: ExactName | None) -> bytes:
+        start, end, flags, pgoff, major, minor, inode, name = mapping
+        if exact is not None and b"\\012" in name:
+            name = exact(start, end, name)
+        return pack_vma(start, end, flags, pgoff, major, minor, inode, 0, name, stat)
+
+
+def remember(known: dict[bytes, T], key: bytes, value: T) -> T:
+    """Keep a value, instead of all others once there are too many."""
+    if len(known) >= _REMEMBERED:
+        known.clear()
+    known[key] = value
+    return value
