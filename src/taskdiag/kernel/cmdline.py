@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ("LONGEST", "emit", "is_anonymous", "missing")
 
 #: The longest message: the iterator's buffer (``PAGE_SIZE << 3``, kernel/bpf/bpf_iter.c).
-LONGEST = 1 << 15
+LONGEST = (1 << 15) - 4
 #: The longest command line taken here; procfs completes the message for longer ones.
 _MOST = LONGEST - 1024
 
