@@ -152,15 +152,24 @@ def _pick_thread(c: Emitter, iterator: int, other: str) -> None:
     pid.pid_nr(c)
     c.set("number", R0)
     c.set("lower", 0)
+    # The iterator goes on from the thread that it is given, so it gets the first one.  It
+    # keeps no reference either: nothing is freed until the end of this RCU section.
+    thread = _RECORD
+    c.get(R1, "task")
+    c.load(R1, R1, c.facts.member("task_struct", "group_leader").offset)
+    c.kfunc("bpf_task_acquire")
+    c.jump("==", R0, 0, other)
+    c.mov(thread, R0)
     c.mov(R1, R10)
     c.alu("add", R1, iterator)
-    c.get(R2, "task")
+    c.mov(R2, thread)
     c.mov(R3, c.facts.enumerator("BPF_TASK_ITER_PROC_THREADS"))
     c.kfunc("bpf_iter_task_new")
+    c.mov(R1, thread)
+    c.kfunc("bpf_task_release")
     c.label(loop)
     _call(c, iterator, "bpf_iter_task_next")
     c.jump("==", R0, 0, end)
-    thread = _RECORD
     c.mov(thread, R0)
     c.follow(R1, thread, "task_struct", "mm")
     c.jump("==", R1, 0, loop)

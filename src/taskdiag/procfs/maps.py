@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("flags_of", "parse_maps", "parse_smaps", "perms_of", "records")
+__all__ = ("flags_of", "parse_flags", "parse_maps", "parse_smaps", "perms_of", "records")
 
 #: VmFlags of smaps (fs/proc/task_mmu.c, ``show_smap_vma_flags``) in the ABI's numbering.
 _NAMES = {
@@ -155,6 +155,32 @@ def parse_smaps(
                 numbers[key] = int(number[0])
     if mapping is not None:
         out.append((mapping, statistics(numbers)))
+    return out
+
+
+_VMFLAGS = b"\nVmFlags: "
+
+
+def parse_flags(data: bytes) -> list[tuple[Mapping, bytes]]:
+    """The mappings of a smaps file with all their flags, and no statistics.
+
+    Raises Malformed.
+    """
+    if data.find(_VMFLAGS, data.rfind(b"\n", 0, -1)) < 0 or data[-1:] != b"\n":
+        raise Malformed("/proc/PID/smaps ends in the middle of a mapping")
+    out: list[tuple[Mapping, bytes]] = []
+    known: dict[bytes, int] = {}
+    # One piece more than there are mappings: the end of one, its flags, and the next.
+    first, *pieces = data.split(_VMFLAGS)
+    head = first.partition(b"\n")[0]
+    for piece in pieces:
+        names, _, rest = piece.partition(b"\n")
+        flags = known.get(names)
+        if flags is None:
+            flags = known[names] = flags_of(names)
+        mapping = parse_line(head)
+        out.append(((*mapping[:2], flags, *mapping[3:]), b""))
+        head = rest.partition(b"\n")[0]
     return out
 
 

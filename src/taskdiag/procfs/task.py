@@ -171,8 +171,10 @@ def _vmas(plan: Plan, directory: Directory, has_mm: bool | None) -> list[bytes]:
             # It has an address space, so it has mappings; these were of its last one.
             raise Changed
         return []
-    if plan.mappings == "smaps":
+    if plan.statistics:
         found = maps.parse_smaps(data, statistics)
+    elif plan.mappings == "smaps":
+        found = maps.parse_flags(data)
     else:
         found = maps.parse_maps(data)
     # Only the process's directory has map_files, its threads' have not.
