@@ -141,7 +141,7 @@ def _pick_thread(c: Emitter, iterator: int, other: str) -> None:
     """Go to ``other`` unless this is the thread whose message has the process's mappings.
 
     That is the leader.  A leader that has exited has no mm; then it is the thread with
-    the lowest number of those that still have one, and that the viewer may see.
+    the lowest number, as the viewer numbers them, of those that still have one.
     """
     first, loop, end = c.fresh("first"), c.fresh("thread"), c.fresh("threads")
     c.follow(R1, TASK, "task_struct", "pid")
@@ -178,10 +178,6 @@ def _pick_thread(c: Emitter, iterator: int, other: str) -> None:
     c.jump("==", R0, 0, loop)
     c.get(R1, "number")
     c.jump(">=", R0, R1, loop)
-    if c.viewer.rule is not None:
-        c.mov(R1, thread)
-        c.call_local("access")
-        c.jump("==", R0, 0, loop)
     c.set("lower", 1)
     c.label(end)
     _call(c, iterator, "bpf_iter_task_destroy")
