@@ -58,8 +58,9 @@ def describe(
     if fetched:
         size = _KERNEL_SIZE * len(fetched) + _LISTS_SIZE
         said.append(
-            f"will fetch Debian's cloud kernels {_list(fetched)} from {MIRROR}, about {size} MB "
-            f"with the package lists, into {os.path.relpath(cache)}; nothing is installed"
+            f"will fetch Debian's cloud kernel {_list(fetched)} from {MIRROR} into "
+            f"{os.path.relpath(cache)}, about {size} MB with the package lists; "
+            "nothing is installed"
         )
     else:
         said.append(f"will fetch nothing: the kernels are in {os.path.relpath(cache)}")

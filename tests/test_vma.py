@@ -601,7 +601,58 @@ def test_names_of_memory_are_those_that_maps_shows() -> None:
         process.stdout.close()
 
 
-def program_notes(named: bool) -> Code:
+class Named:
+    """The running kernel as if files were named memory: by their names in their directories.
+
+    So that the code for names runs where CONFIG_ANON_VMA_NAME is not set.
+    """
+
+    def __init__(self, real: Facts) -> None:
+        self._real = real
+        members = ("d_shortname", "d_iname")
+        self._name = next(name for name in members if real.has_member("dentry", name))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def has_member(self, struct: str, path: str) -> bool:
+        return path == "anon_name" or self._real.has_member(struct, path)
+
+    def path(self, struct: str, path: str) -> Any:
+        if path == "anon_name":
+            path = "vm_file->f_path.dentry"
+        return self._real.path(struct, path)
+
+    def member(self, struct: str, path: str) -> Any:
+        if struct == "anon_vma_name":
+            struct, path = "dentry", self._name
+        return self._real.member(struct, path)
+
+
+@pytest.mark.root
+def test_named_files() -> None:
+    need_vma()
+    from taskdiag.kernel import KernelEngine
+
+    engine = KernelEngine(facts=Named(Facts.live()))  # type: ignore[arg-type]
+    with leaderless() as it:
+        found = [
+            task.vmas
+            for task in taskdiag.dump(Show.VMA, Dump.THREAD, it.pid, engine=engine)
+            if task.vmas
+        ]
+        right = shown(it.pid, it.facts[0])
+        expected = [
+            (*mapping, f"[anon_shmem:{os.path.basename(name)}]" if name[:1] == "/" else name)
+            for *mapping, name in right
+        ]
+        assert as_shown(found[0]) == expected
+        plain = taskdiag.dump(Show.VMA, Dump.THREAD, it.pid, engine=open_engine("kernel"))
+        for named, one in zip(found[0], next(t.vmas for t in plain if t.vmas), strict=True):
+            assert named._replace(name=one.name) == one
+
+
+def vma_program(*, named: bool) -> Code:
     """The program for VMA on a kernel that was built with or without names."""
     kernel = dict(made_kernel.NEW)
     if named:
@@ -609,15 +660,13 @@ def program_notes(named: bool) -> Code:
         kernel["vm_area_struct"] += ", anon_name *anon_vma_name"
     facts = made_kernel.made(kernel, made_kernel.KFUNCS, ("copy_from_user_task", "loop"))
     host = Host(per_cpu=(0,), special_ops=0xFFFFFFFF81000000, gate=bytes(GATE))
-    request = Request(Show.VMA, Dump.ALL_THREAD)
-    return compile_request(request, facts, Viewer(0, 0), host).code
+    return compile_request(Request(Show.VMA, Dump.ALL_THREAD), facts, Viewer(0, 0), host).code
 
 
 def test_names_are_asked_for_where_the_kernel_has_them() -> None:
-    def stores(code: Code) -> set[int]:
-        """The immediates that are moved into registers."""
-        return {imm for op, _, _, imm in INSN.iter_unpack(code.insns) if op in (0xB7, 0x18)}
+    def immediates(code: Code) -> set[int]:
+        return {imm for _, _, _, imm in INSN.iter_unpack(code.insns)}
 
-    shmem = int.from_bytes(b"[ano", "little"), int.from_bytes(b"mem:", "little")
-    assert set(shmem) <= stores(program_notes(named=True))
-    assert not set(shmem) & stores(program_notes(named=False))
+    prefix = {int.from_bytes(text, "little") for text in (b"[ano", b"n_sh", b"mem:")}
+    assert prefix <= immediates(vma_program(named=True))
+    assert not prefix & immediates(vma_program(named=False))

@@ -291,6 +291,7 @@ def _file(c: Emitter, defer: str) -> None:
         c.follow(R2, _VMA, "vm_area_struct", "anon_name")
         c.jump("==", R2, 0, path)
         _inode(c)
+        c.follow(R2, _VMA, "vm_area_struct", "anon_name")
         _given_name(c, b"[anon_shmem:")
         c.get(R1, "file")
         c.label(path)
