@@ -34,7 +34,7 @@ FMODE_BACKING = 1 << 24
 FMODE_BACKING_OLD = 1 << 25
 MM_CONTEXT_HAS_VSYSCALL = 1 << 1
 
-# From the kernel's VM_* bits to the ABI's numbering: shift right, then keep these.
+# How the kernel's VM_* bits become those of the ABI: shift right, then keep these bits.
 _FLAG_MOVES = (
     (0, 0x1FF),
     (1, VmaFlag.PFNMAP | VmaFlag.LOCKED | VmaFlag.IO | VmaFlag.SEQ_READ | VmaFlag.RAND_READ
@@ -48,13 +48,13 @@ _FLAG_MOVES = (
 # R7 and R8 hold the record being written and the VMA while the mappings are walked.
 _RECORD, _VMA = R7, R8
 
-# Labels.  A mapping's record is finished at _NAMED, with the length of its name in R0, or
-# at _NAMELESS; _DEFER gives the mappings up to procfs.
+# Labels: where a record is finished, with the length of its name in R0 or without a name,
+# and where the mappings are deferred to procfs.
 _NAMED, _NAMELESS, _DEFER = "vma named", "vma nameless", "vma defer"
 
 
 def missing(facts: Facts) -> str:
-    """What this kernel lacks for it, "" if nothing."""
+    """What this kernel lacks for this group; "" if nothing."""
     # Since Linux kernel commit 4ac454682158 ("bpf: Introduce task_vma open-coded
     # iterator kfuncs") (in v6.7), a program can walk the mappings of a task.
     if not facts.has("func", "bpf_iter_task_vma_new"):
@@ -65,9 +65,9 @@ def missing(facts: Facts) -> str:
 
 
 def gate_record() -> bytes:
-    """The record of the gate VMA ([vsyscall]), which is in no mm; b"" without one.
+    """The record of the gate VMA ([vsyscall]), which is in no mm; b"" if there is none.
 
-    Its address and its flags are the same for every process of a host.
+    It is the same for every process of a host.
     """
     try:
         with open("/proc/self/maps", "rb", 0) as file:
@@ -78,8 +78,7 @@ def gate_record() -> bytes:
     if len(line) != 6 or line[5] != b"[vsyscall]":
         return b""
     start, _, end = line[0].partition(b"-")
-    # It has no other flags, none that say what it may become
-    # (arch/x86/entry/vsyscall/vsyscall_64.c).
+    # It has none of the flags that maps does not show (arch/x86/entry/vsyscall/vsyscall_64.c).
     perms = sum(
         int(flag)
         for letter, flag in ((b"r", VmaFlag.READ), (b"w", VmaFlag.WRITE), (b"x", VmaFlag.EXEC))
@@ -232,7 +231,7 @@ def _finish_record(c: Emitter, defer: str) -> None:
     c.store(_RECORD, abi.VMA["name_len"].offset, R0, 2)
     c.mov(R1, _RECORD)
     c.alu("add", R1, R0)
-    # The padding; the record may be one byte short of needing none.
+    # The padding; at most 7 of these bytes belong to the record.
     c.store(R1, _NAME, 0)
     c.alu("add", R0, _NAME + 7)
     c.alu("and", R0, 0xFFF8)
@@ -262,7 +261,7 @@ def _header(c: Emitter, close: str) -> None:
 
 
 def _fixed(c: Emitter) -> None:
-    """The addresses and flags; everything else 0."""
+    """Write the addresses and flags, and 0 everywhere else."""
     for field, member in (("start", "vm_start"), ("end", "vm_end")):
         c.follow(R0, _VMA, "vm_area_struct", member)
         c.store(_RECORD, abi.VMA[field].offset, R0)
@@ -279,7 +278,7 @@ def _fixed(c: Emitter) -> None:
 
 
 def _file(c: Emitter, defer: str) -> None:
-    """Offset, device, inode and name of the mapping of the file in R1."""
+    """Write offset, device, inode and name of a mapping of the file in R1."""
     other = c.fresh("file")
     c.follow(R2, _VMA, "vm_area_struct", "vm_pgoff")
     c.alu("lsh", R2, _PAGE_SHIFT)
@@ -304,8 +303,8 @@ def _file(c: Emitter, defer: str) -> None:
     c.get(R2, "length")
     c.set("last record", R2)
     # Since Linux kernel commit def3ae83da02 ("fs: store real path instead of fake path
-    # in backing file f_path") (in v6.7), a stacking file system maps files whose path
-    # is not the user's.
+    # in backing file f_path") (in v6.7), what a stacking file system maps has a path of
+    # the layer below, which maps does not show.
     if c.facts.has_member("backing_file", "user_path"):
         c.follow(R2, R1, "file", "f_mode")
         c.jump("&", R2, _backing(c.facts), defer)
@@ -345,7 +344,7 @@ def _copy_last(c: Emitter, other: str) -> None:
 
 
 def _inode(c: Emitter) -> None:
-    """Device, inode number and generation of the file in R1, which is kept."""
+    """Write device, inode number and generation of the file in R1.  Keeps R1."""
     c.follow(R2, R1, "file", "f_inode")
     c.follow(R3, R2, "inode", "i_ino")
     c.store(_RECORD, abi.VMA["inode"].offset, R3)
@@ -360,10 +359,10 @@ def _inode(c: Emitter) -> None:
 
 
 def _backing(facts: Facts) -> int:
-    """The bits of ``f_mode`` that a file of a stacking file system may be known by."""
+    """The bits of ``f_mode`` that may mark a file of a stacking file system."""
     # Since Linux kernel commit 95101401bb50 ("fsnotify: opt-in for permission events at
     # file open time") (in v6.14), FMODE_BACKING is bit 24, and bit 25 is set on most
-    # files without a name.  That is in no type; but functions came along.
+    # files without a name.  BTF does not tell, except by functions that came with it.
     for name in (
         "file_set_fsnotify_mode",
         "file_set_fsnotify_mode_from_watchers",
