@@ -147,7 +147,7 @@ def _chunks(fd: int) -> Iterator[bytes]:
             read,
             EngineUnavailable(
                 errno.EPIPE,
-                "the service broke its answer off: it ended, or the answer was not read for too long",
+                "the service broke off its answer: it ended, or nobody read the answer for long",
             ),
         )
     finally:
