@@ -163,8 +163,10 @@ def has_tools(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("has_tools")
-def test_an_unknown_test_file_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["tests/test_nothing.py"]) == 1
+def test_an_unknown_test_file_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["--cache", os.fspath(tmp_path), "tests/test_nothing.py"]) == 1
     assert capsys.readouterr().err == "kernels: no test file tests/test_nothing.py\n"
 
 
