@@ -318,10 +318,6 @@ libc = ctypes.CDLL(None)
 libc.prctl(1, 9)
 if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
-if len(sys.argv) > 2:
-    if os.fork():
-        os.wait()
-    libc.prctl(1, 9)
 leave, last, tids = threading.Event(), threading.Event(), []
 def run(event):
     tids.append(threading.get_native_id())
