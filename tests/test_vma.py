@@ -374,7 +374,6 @@ def with_mappings(engine: Engine, pid: int, strategy: Dump) -> list[int]:
 @pytest.mark.root
 @pytest.mark.parametrize("through", ["kernel", "service"])
 def test_mappings_of_a_process_whose_leader_has_exited(through: str, service: Service) -> None:
-    need_vma()
     engine = service.engine() if through == "service" else open_engine("kernel")
     with leaderless() as it:
         first = it.facts[0]
@@ -394,7 +393,6 @@ def test_mappings_of_a_process_whose_leader_has_exited(through: str, service: Se
 
 @pytest.mark.root
 def test_more_mappings_than_a_message_holds_without_a_leader() -> None:
-    need_vma()
     with headless(3) as it:
         assert len(shown(it.pid, it.facts[0])) > 100
         assert with_mappings(open_engine("kernel"), it.pid, Dump.THREAD) == [min(it.facts)]
@@ -422,7 +420,6 @@ def test_the_first_thread_is_the_one_with_the_lowest_number() -> None:
 
 @pytest.mark.root
 def test_mappings_come_with_the_leader_that_took_over_by_exec() -> None:
-    need_vma()
     with execed_by_thread() as it:
         assert with_mappings(open_engine("kernel"), it.pid, Dump.THREAD) == [it.pid]
 
