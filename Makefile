@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test test-kernels bench lint clean
+.PHONY: run test needs-kernels test-kernels bench lint clean
 
 run: $(VENV)/.run
 	$(BIN)/taskdiag ps aux
@@ -21,7 +21,11 @@ run: $(VENV)/.run
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
 
-test-kernels: $(VENV)/.test
+# What it needs is said before anything is fetched, Python packages included.
+needs-kernels:
+	@test -e $(VENV)/.test || test -z "$(PYTHON)" || "$(PYTHON)" -m kernels --needs
+
+test-kernels: needs-kernels $(VENV)/.test
 	$(BIN)/python -m kernels $(ARGS)
 
 bench: $(VENV)/.test

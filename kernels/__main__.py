@@ -14,9 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-from . import archive, packages
+from . import archive, packages, requirements
 from .errors import HarnessError
-from .machine import Machine
+from .machine import MEMORY, Machine
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,6 +28,7 @@ TESTS = (
     "tests/test_kernel_engine.py",
     "tests/test_names.py",
     "tests/test_sched.py",
+    "tests/test_vma.py",
 )
 
 
@@ -37,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     # timeout(1) and CI end us so: leave the way that Ctrl-C does, machines ended.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        _say_what_is_needed(options)
+        if options.needs:
+            return 0
         machines = _run(options)
     except HarnessError as error:
         print(f"kernels: {error}", file=sys.stderr)
@@ -66,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=packages.KERNELS,
         help="only this series; may be repeated",
     )
+    parser.add_argument(
+        "--needs",
+        action="store_true",
+        help="only say what is needed of this host, and what would be fetched; 1 if it lacks any",
+    )
     parser.add_argument("--refresh", action="store_true", help="ask for newer packages")
     parser.add_argument("--limit", type=float, default=840, help="seconds in all (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
@@ -74,6 +83,15 @@ def _parser() -> argparse.ArgumentParser:
         "--cache", type=Path, default=ROOT / ".cache/kernels", help=argparse.SUPPRESS
     )
     return parser
+
+
+def _say_what_is_needed(options: argparse.Namespace) -> None:
+    """Before anything is fetched.  Raises HarnessError if this host lacks a program."""
+    series, cache = options.kernel or packages.KERNELS, options.cache
+    if options.needs or requirements.to_fetch(series, cache, refresh=options.refresh):
+        for line in requirements.describe(series, cache, MEMORY, refresh=options.refresh):
+            print(f"kernels: {line}", flush=True)
+    requirements.check(series, cache, refresh=options.refresh)
 
 
 def _run(options: argparse.Namespace) -> list[Machine]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .errors import HarnessError
 
-__all__ = ("KERNELS", "Kernel", "fetch")
+__all__ = ("KERNELS", "KEYRING", "MIRROR", "Kernel", "cached", "fetch")
 
 #: The series that are tested, oldest first.
 KERNELS = ("6.1", "6.12")
@@ -59,7 +59,7 @@ def fetch(series: Iterable[str], cache: Path, *, refresh: bool = False) -> list[
     apt = None
     found = []
     for name in wanted:
-        kernel = None if refresh else _cached(name, cache)
+        kernel = None if refresh else cached(name, cache)
         if kernel is None:
             apt = apt or _Apt(cache / "apt")
             kernel = _download(apt, name, cache)
@@ -67,7 +67,8 @@ def fetch(series: Iterable[str], cache: Path, *, refresh: bool = False) -> list[
     return found
 
 
-def _cached(series: str, cache: Path) -> Kernel | None:
+def cached(series: str, cache: Path) -> Kernel | None:
+    """The kernel of a series that was fetched before, None without one."""
     images = sorted((cache / series).glob("vmlinuz-*"))
     if not images:
         return None
@@ -76,7 +77,8 @@ def _cached(series: str, cache: Path) -> Kernel | None:
 
 def _download(apt: _Apt, series: str, cache: Path) -> Kernel:
     package = apt.newest(series)
-    print(f"kernels: fetching {package}", flush=True)
+    size = apt.size(package)
+    print(f"kernels: fetching {package}, {size / 1e6:.0f} MB", flush=True)
     archive = apt.download(package)
     folder = cache / series
     shutil.rmtree(folder, ignore_errors=True)
@@ -118,10 +120,6 @@ class _Apt:
     """apt with sources, lists and cache of its own; the machine's are not touched."""
 
     def __init__(self, root: Path) -> None:
-        if shutil.which("apt-get") is None:
-            raise HarnessError("apt-get is missing: the kernels come as Debian packages")
-        if not KEYRING.exists():
-            raise HarnessError(f"{KEYRING} is missing: install debian-archive-keyring")
         self.root = root.resolve()
         for folder in ("lists/partial", "cache/archives/partial"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
@@ -166,6 +164,12 @@ class _Apt:
                 f"no cloud kernel {series} at {MIRROR}" + self.complaint.replace("\n", "; ")
             )
         return max(matches, key=_natural)
+
+    def size(self, package: str) -> int:
+        """The bytes to be fetched for a package, 0 if that is not known."""
+        said = self._run("apt-cache", "show", "--no-all-versions", package).stdout
+        found = re.search(r"^Size: ([0-9]+)$", said, re.MULTILINE)
+        return int(found[1]) if found else 0
 
     def download(self, package: str) -> Path:
         for old in self.root.glob("*.deb"):

@@ -90,7 +90,7 @@ KFUNCS = (
     "bpf_rdonly_cast", "bpf_rcu_read_lock", "bpf_rcu_read_unlock", "bpf_iter_task_new",
     "bpf_iter_task_next", "bpf_iter_task_destroy", "bpf_iter_task_vma_new",
     "bpf_iter_task_vma_next", "bpf_iter_task_vma_destroy", "bpf_iter_num_new",
-    "bpf_iter_num_next", "bpf_iter_num_destroy",
+    "bpf_iter_num_next", "bpf_iter_num_destroy", "bpf_task_acquire", "bpf_task_release",
 )  # fmt: skip
 _ENUMS = {
     "pid_type": ["PIDTYPE_PID", "PIDTYPE_TGID", "PIDTYPE_PGID", "PIDTYPE_SID"],

@@ -19,10 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, os.fspath(ROOT))
 
 from kernels import __main__ as command  # noqa: E402
+from kernels import requirements  # noqa: E402
 from kernels.archive import Archive  # noqa: E402
 from kernels.errors import HarnessError  # noqa: E402
 from kernels.machine import Machine  # noqa: E402
-from kernels.packages import Kernel, _natural, fetch  # noqa: E402
+from kernels.packages import MIRROR, Kernel, _natural, fetch  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -117,11 +118,59 @@ def test_a_missing_qemu_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monk
         Machine(Kernel("6.1", "6.1", tmp_path), tmp_path, tmp_path, 60)
 
 
-def test_an_unknown_test_file_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["tests/test_nothing.py"]) == 1
+def test_all_that_is_missing_is_named_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "cache"
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", os.fspath(tmp_path / "bin"))
+    monkeypatch.setattr(requirements, "KEYRING", tmp_path / "no keyring")
+    assert command.main(["--cache", os.fspath(cache), "-k", "6.12"]) == 1
+    said = capsys.readouterr()
+    assert said.err == (
+        "kernels: qemu-system-x86_64, busybox, apt-get, dpkg-deb and "
+        f"{tmp_path}/no keyring are missing; on Debian: apt-get install apt "
+        "busybox-static debian-archive-keyring dpkg qemu-system-x86\n"
+    )
+    # How much, and from where, was said before.
+    assert f"will fetch Debian's cloud kernel 6.12 from {MIRROR} into " in said.out
+    assert ", about 45 MB " in said.out
+    assert not cache.exists()
+
+
+def test_a_kernel_in_the_cache_needs_no_apt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "6.1").mkdir()
+    (tmp_path / "6.1" / "vmlinuz-6.1.0-50-cloud-amd64").write_bytes(b"")
+    for name in ("qemu-system-x86_64", "busybox"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", os.fspath(tmp_path))
+    assert command.main(["--needs", "--cache", os.fspath(tmp_path), "-k", "6.1"]) == 0
+    assert "will fetch nothing" in capsys.readouterr().out
+    (tmp_path / "busybox").unlink()
+    assert command.main(["--needs", "--cache", os.fspath(tmp_path), "-k", "6.1"]) == 1
+    assert capsys.readouterr().err == (
+        "kernels: busybox is missing; on Debian: apt-get install busybox-static\n"
+    )
+
+
+@pytest.fixture
+def has_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This host has all that is needed, whether it has or not."""
+    monkeypatch.setattr(requirements, "check", lambda *_, **__: None)
+
+
+@pytest.mark.usefixtures("has_tools")
+def test_an_unknown_test_file_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["--cache", os.fspath(tmp_path), "tests/test_nothing.py"]) == 1
     assert capsys.readouterr().err == "kernels: no test file tests/test_nothing.py\n"
 
 
+@pytest.mark.usefixtures("has_tools")
 def test_two_runs_do_not_share_their_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

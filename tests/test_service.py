@@ -211,6 +211,25 @@ def test_slots() -> None:
     assert not slots.wanted
 
 
+def test_slots_hold_up_only_who_could_use_them() -> None:
+    slots = Slots(4, 2)
+    for user in "aaab":
+        slots.take(user, lambda: None)
+    # One of a's waits for a's own limit: that others end would not help it.
+    assert slots.holds_up("a")
+    assert not slots.holds_up("b")
+    slots.take("c", lambda: None)
+    assert not slots.holds_up("b")
+    # All are taken, and d could have one of anybody's.
+    slots.take("d", lambda: None)
+    assert all(slots.holds_up(user) for user in "abc")
+    slots.free("b")
+    assert not slots.holds_up("c")
+    assert slots.holds_up("a")
+    slots.free("a")
+    assert not slots.holds_up("a")
+
+
 def test_activation() -> None:
     assert activated({}) is None
     environ = {"LISTEN_PID": "1", "LISTEN_FDS": "1"}

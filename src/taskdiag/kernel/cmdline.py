@@ -1,6 +1,6 @@
-"""Command lines, from the task's own memory.
+"""Command lines, read from the task's memory.
 
-fs/proc/base.c (get_mm_cmdline); needs a sleepable program.
+fs/proc/base.c (get_mm_cmdline).  Only a sleepable program can do this.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ if TYPE_CHECKING:
 
 __all__ = ("LONGEST", "emit", "is_anonymous", "missing")
 
-#: The longest message: the iterator's buffer (``PAGE_SIZE << 3``, kernel/bpf/bpf_iter.c).
-LONGEST = 1 << 15
-#: The longest command line taken here; procfs completes the message for longer ones.
+#: The longest message.  The iterator's buffer has ``PAGE_SIZE << 3`` bytes
+#: (kernel/bpf/bpf_iter.c), and seq_write() fails unless a byte of it stays free; read(2)
+#: then fails with E2BIG.
+LONGEST = (1 << 15) - 4
+#: The longest command line that is read here; longer ones are deferred to procfs.
 _MOST = LONGEST - 1024
 
 
 def missing(facts: Facts) -> str:
-    """What this kernel lacks for it, "" if nothing."""
+    """What this kernel lacks for this group; "" if nothing."""
     # Since Linux kernel commit dd6e10fbd9fb ("bpf: Add bpf_copy_from_user_task() helper")
-    # (in v5.18), sleepable programs can read the memory of tasks; the other groups need
-    # RCU meanwhile, which such programs can take since v6.2.
+    # (in v5.18), a sleepable program can read the memory of a task.  The other groups need
+    # the RCU read lock, which such a program can take since v6.2.
     if not facts.has_enumerator("BPF_FUNC_copy_from_user_task"):
         return "helper bpf_copy_from_user_task (5.18)"
     if not facts.has("func", "bpf_rcu_read_lock"):
@@ -37,8 +39,8 @@ def missing(facts: Facts) -> str:
 def emit(c: Emitter, at: int) -> None:
     """Write the attribute at byte ``at`` of the arena and set ``length`` behind it.
 
-    What is not the common case is deferred to procfs: arguments longer than a message,
-    unreadable, or overwritten by setproctitle(3), whose end is elsewhere.
+    Deferred to procfs: arguments that are longer than a message, that cannot be read, or
+    that setproctitle(3) has overwritten, since those may end in the environment.
     """
     done, empty, defer = c.fresh("cmdline"), c.fresh("empty"), c.fresh("defer")
     c.follow(R3, MM, "mm_struct", "arg_start")
@@ -49,9 +51,9 @@ def emit(c: Emitter, at: int) -> None:
     c.set("args", R2)
     c.jump(">", R2, _MOST, defer)
 
-    # Only anonymous memory, as procfs reads it: since Linux kernel commit 7f7ccc2ccc2e
-    # ("proc: do not access cmdline nor environ from file-backed areas") (in v4.17),
-    # whoever maps a file of his own (FUSE) over his arguments does not hold up readers.
+    # Only anonymous memory is read, as in procfs since Linux kernel commit 7f7ccc2ccc2e
+    # ("proc: do not access cmdline nor environ from file-backed areas") (in v4.17): a
+    # process could map a file of a FUSE server over its arguments and block all readers.
     c.set("anonymous", 0)
     c.get(R1, "task")
     c.get(R2, "arg_start")
@@ -60,9 +62,9 @@ def emit(c: Emitter, at: int) -> None:
     c.alu("add", R4, c.local("anonymous"))
     c.mov(R5, 0)
     c.helper("find_vma")
-    # Not mapped, or mapped for writing right now.
+    # Nothing is mapped there, or the memory is locked for writing.
     c.jump("!=", R0, 0, defer)
-    # How far the anonymous mapping reaches, 0 if it is none.
+    # Where the mapping ends if it is anonymous, else 0.
     c.get(R1, "anonymous")
     c.get(R2, "arg_start")
     c.get(R3, "args")
@@ -82,7 +84,7 @@ def emit(c: Emitter, at: int) -> None:
     c.jump(">", R1, _MOST, defer)
     c.mov(R2, ARENA)
     c.alu("add", R2, R1)
-    # The last byte is not 0: setproctitle() ran over into the environment.
+    # If the last byte is not 0, setproctitle() went on into the environment.
     c.load(R3, R2, at + 3, 1)
     c.jump("!=", R3, 0, defer)
     c.store(R2, at + 4, 0, 4)
@@ -104,7 +106,7 @@ def emit(c: Emitter, at: int) -> None:
 
 
 def is_anonymous(c: Emitter) -> None:
-    """The callback of ``bpf_find_vma()``: *R3 = the end of the VMA in R2 if it is anonymous."""
+    """The callback of ``bpf_find_vma()``: ``*R3`` = the end of the VMA in R2 if it is anonymous."""
     c.label("is_anonymous")
     done = c.fresh("mapped")
     c.follow(R1, R2, "vm_area_struct", "vm_ops")

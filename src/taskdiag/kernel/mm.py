@@ -49,7 +49,7 @@ def load_mm(c: Emitter) -> None:
     user = c.fresh("user")
     c.follow(R1, TASK, "task_struct", "flags")
     c.load(MM, TASK, c.facts.member("task_struct", "mm").offset)
-    # A kernel thread may borrow the memory of a user's process (kthread_use_mm()).
+    # A kernel thread may use the memory of a process for a while (kthread_use_mm()).
     c.alu("and", R1, PF_KTHREAD)
     c.jump("==", R1, 0, user)
     c.mov(MM, 0)
@@ -58,14 +58,14 @@ def load_mm(c: Emitter) -> None:
 
 def _percpu(facts: Facts) -> bool:
     # Since Linux kernel commit f1a7941243c1 ("mm: convert mm's rss stats into
-    # percpu_counter") (in v6.2), the counters have a part per CPU.
+    # percpu_counter") (in v6.2), each counter has a part for every CPU.
     return not facts.has_member("mm_struct", "rss_stat.count")
 
 
 def missing(facts: Facts) -> str:
-    """What this kernel lacks for the counters, "" if nothing."""
+    """What this kernel lacks to read the counters; "" if nothing."""
     # Since Linux kernel commit a35b9af4ec2c ("bpf: Add a kfunc for generic type cast")
-    # (in v6.2), a program can read through an address that it computed.
+    # (in v6.2), a program can read through an address that it has computed.
     if _percpu(facts) and not facts.has("func", "bpf_rdonly_cast"):
         return "kfunc bpf_rdonly_cast (6.2)"
     return ""
@@ -76,8 +76,8 @@ def read_counters(c: Emitter, offsets: dict[str, int]) -> None:
     if not _percpu(c.facts):
         here = c.local("counter")
         for name in _COUNTERS:
-            # Not a plain load: those verifiers step into arrays of structures, but not into
-            # arrays of a typedef of one, as atomic_long_t is.
+            # A plain load would be rejected: the verifiers of those kernels look into arrays
+            # of structures, but not into arrays of a typedef such as atomic_long_t.
             c.mov(R3, MM)
             c.alu("add", R3, c.facts.member("mm_struct", f"rss_stat.count[{name}]").offset)
             c.mov(R1, R10)
@@ -133,7 +133,7 @@ def hiwater_vm(c: Emitter) -> None:
 
 
 def text(c: Emitter) -> None:
-    """The program text: from start_code to end_code, but no more than is executable."""
+    """The pages of program text: from start_code to end_code, but at most exec_vm."""
     small = c.fresh("text")
     c.follow(R0, MM, "mm_struct", "end_code")
     c.alu("add", R0, (1 << _PAGE_SHIFT) - 1)
@@ -148,7 +148,7 @@ def text(c: Emitter) -> None:
 
 
 def lib(c: Emitter) -> None:
-    """What is executable besides the program text."""
+    """The pages of executable mappings that are not program text."""
     text(c)
     c.follow(R1, MM, "mm_struct", "exec_vm")
     c.alu("sub", R1, R0)

@@ -1,6 +1,6 @@
 """Memory mappings, with the names that /proc/PID/maps shows.
 
-fs/proc/task_mmu.c (show_map_vma), include/linux/mm.h (VM_* bits).
+fs/proc/task_mmu.c (show_map_vma, get_vma_name), include/linux/mm.h (VM_* bits).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from struct import Struct
 
 from .. import abi
 from ..abi import Attr, VmaFlag
+from . import pid
 from .asm import R0, R1, R2, R3, R4, R5, R7, R8, R10
 from .cmdline import LONGEST
 from .emit import ARENA, MM, SIGNAL, TASK
@@ -24,14 +25,16 @@ __all__ = ("emit", "gate_record", "missing")
 _PAGE_SHIFT = os.sysconf("SC_PAGE_SIZE").bit_length() - 1
 _NAME = abi.VMA.size
 _PATH_MAX = 4096
-_COMM_MAX = 80
+#: The longest name given by prctl(2) or by the kernel itself, with its NUL
+#: (ANON_VMA_NAME_MAX_LEN, mm/madvise.c).
+_NAME_MAX = 80
 
 # include/linux/mm.h, include/linux/fs.h, arch/x86/include/asm/mmu.h; macros.
 FMODE_BACKING = 1 << 24
 FMODE_BACKING_OLD = 1 << 25
 MM_CONTEXT_HAS_VSYSCALL = 1 << 1
 
-# From the kernel's VM_* bits to the ABI's numbering: shift right, then keep these.
+# How the kernel's VM_* bits become those of the ABI: shift right, then keep these bits.
 _FLAG_MOVES = (
     (0, 0x1FF),
     (1, VmaFlag.PFNMAP | VmaFlag.LOCKED | VmaFlag.IO | VmaFlag.SEQ_READ | VmaFlag.RAND_READ
@@ -45,9 +48,13 @@ _FLAG_MOVES = (
 # R7 and R8 hold the record being written and the VMA while the mappings are walked.
 _RECORD, _VMA = R7, R8
 
+# Labels: where a record is finished, with the length of its name in R0 or without a name,
+# and where the mappings are deferred to procfs.
+_NAMED, _NAMELESS, _DEFER = "vma named", "vma nameless", "vma defer"
+
 
 def missing(facts: Facts) -> str:
-    """What this kernel lacks for it, "" if nothing."""
+    """What this kernel lacks for this group; "" if nothing."""
     # Since Linux kernel commit 4ac454682158 ("bpf: Introduce task_vma open-coded
     # iterator kfuncs") (in v6.7), a program can walk the mappings of a task.
     if not facts.has("func", "bpf_iter_task_vma_new"):
@@ -58,9 +65,9 @@ def missing(facts: Facts) -> str:
 
 
 def gate_record() -> bytes:
-    """The record of the gate VMA ([vsyscall]), which is in no mm; b"" without one.
+    """The record of the gate VMA ([vsyscall]), which is in no mm; b"" if there is none.
 
-    Where it lies and what it allows is the same for every process of a host.
+    It is the same for every process of a host.
     """
     try:
         with open("/proc/self/maps", "rb", 0) as file:
@@ -71,6 +78,7 @@ def gate_record() -> bytes:
     if len(line) != 6 or line[5] != b"[vsyscall]":
         return b""
     start, _, end = line[0].partition(b"-")
+    # It has none of the flags that maps does not show (arch/x86/entry/vsyscall/vsyscall_64.c).
     perms = sum(
         int(flag)
         for letter, flag in ((b"r", VmaFlag.READ), (b"w", VmaFlag.WRITE), (b"x", VmaFlag.EXEC))
@@ -84,40 +92,111 @@ def gate_record() -> bytes:
     return (head + name).ljust(length, b"\0")
 
 
-def _iterator(c: Emitter, at: int) -> None:
-    c.mov(R1, R10)
-    c.alu("add", R1, at)
-
-
 def emit(c: Emitter) -> None:
     """Write the attribute at ``length`` of the arena and move ``length`` behind it.
 
-    Deferred to procfs: more mappings than a message holds, files whose name is not
-    that of what is mapped (overlayfs), memory that is locked for writing right now.
+    There is no attribute where a task has no mappings to show, and for thread strategies
+    in all messages about a process but one (`_pick_thread`).
+
+    Deferred to procfs: more mappings than a message holds, files whose path is not the
+    one that is shown (overlayfs), memory that is locked for writing at the moment.
     """
-    loop, end, defer, close = "vma", "vma end", "vma defer", "vma close"
-    named, nameless = "vma named", "vma nameless"
-    it = c.scratch()
-    if c.threads:
-        # Mappings come with the leader only.
-        c.follow(R1, TASK, "task_struct", "pid")
-        c.follow(R2, TASK, "task_struct", "tgid")
-        c.jump("!=", R1, R2, "vma none", bits=32)
+    done, close = "vma done", "vma close"
+    iterator = c.scratch()
     c.set("mm", MM)
+    if c.threads:
+        _pick_thread(c, iterator, done)
+    # The attribute's header is written last, when its length is known.
     c.get(R1, "length")
     c.set("first", R1)
     c.set("last file", 0)
     c.alu("add", R1, 4)
     c.set("length", R1)
-    _iterator(c, it)
+    _walk(c, iterator)
+    _gate(c)
+    _header(c, close)
+    c.goto(close)
+
+    c.label("vma defer walk")
+    _call(c, iterator, "bpf_iter_task_vma_destroy")
+    c.label(_DEFER)
+    c.defer()
+    c.get(R1, "first")
+    c.set("length", R1)
+    c.label(close)
+    c.load(SIGNAL, TASK, c.facts.member("task_struct", "signal").offset)
+    c.label(done)
+    c.get(MM, "mm")
+
+
+def _call(c: Emitter, iterator: int, kfunc: str) -> None:
+    """Call a function of an iterator whose only argument is the iterator."""
+    c.mov(R1, R10)
+    c.alu("add", R1, iterator)
+    c.kfunc(kfunc)
+
+
+def _pick_thread(c: Emitter, iterator: int, other: str) -> None:
+    """Go to ``other`` unless this is the thread whose message has the process's mappings.
+
+    That is the leader.  A leader that has exited has no mm; then it is the thread with
+    the lowest number, as the viewer numbers them, of those that still have one.
+    """
+    first, loop, end = c.fresh("first"), c.fresh("thread"), c.fresh("threads")
+    c.follow(R1, TASK, "task_struct", "pid")
+    c.follow(R2, TASK, "task_struct", "tgid")
+    c.jump("==", R1, R2, first, bits=32)
+    c.follow(R1, TASK, "task_struct", "group_leader->mm")
+    c.jump("!=", R1, 0, other)
+    pid.pid_nr(c)
+    c.set("number", R0)
+    c.set("lower", 0)
+    # The iterator goes on from the thread that it is given, so it gets the first one.  It
+    # keeps no reference either: nothing is freed until the end of this RCU section.
+    thread = _RECORD
+    c.get(R1, "task")
+    c.load(R1, R1, c.facts.member("task_struct", "group_leader").offset)
+    c.kfunc("bpf_task_acquire")
+    c.jump("==", R0, 0, other)
+    c.mov(thread, R0)
+    c.mov(R1, R10)
+    c.alu("add", R1, iterator)
+    c.mov(R2, thread)
+    c.mov(R3, c.facts.enumerator("BPF_TASK_ITER_PROC_THREADS"))
+    c.kfunc("bpf_iter_task_new")
+    c.mov(R1, thread)
+    c.kfunc("bpf_task_release")
+    c.label(loop)
+    _call(c, iterator, "bpf_iter_task_next")
+    c.jump("==", R0, 0, end)
+    c.mov(thread, R0)
+    c.follow(R1, thread, "task_struct", "mm")
+    c.jump("==", R1, 0, loop)
+    pid.pid_nr(c, thread)
+    # A number of 0: it was reaped meanwhile.
+    c.jump("==", R0, 0, loop)
+    c.get(R1, "number")
+    c.jump(">=", R0, R1, loop)
+    c.set("lower", 1)
+    c.label(end)
+    _call(c, iterator, "bpf_iter_task_destroy")
+    c.get(R1, "lower")
+    c.jump("!=", R1, 0, other)
+    c.label(first)
+
+
+def _walk(c: Emitter, iterator: int) -> None:
+    """Append a record for each mapping of the task."""
+    loop, end, file, defer = "vma", "vma end", "vma file", "vma defer walk"
+    c.mov(R1, R10)
+    c.alu("add", R1, iterator)
     c.get(R2, "task")
     c.mov(R3, 0)
     c.kfunc("bpf_iter_task_vma_new")
+    # The memory is locked for writing.
     c.jump("!=", R0, 0, defer)
-
     c.label(loop)
-    _iterator(c, it)
-    c.kfunc("bpf_iter_task_vma_next")
+    _call(c, iterator, "bpf_iter_task_vma_next")
     c.jump("==", R0, 0, end)
     c.follow(R1, R0, "vm_area_struct", "vm_file")
     c.set("file", R1)
@@ -128,45 +207,47 @@ def emit(c: Emitter) -> None:
     c.alu("add", _RECORD, R1)
     _fixed(c)
     c.get(R1, "file")
-    c.jump("!=", R1, 0, "vma file")
-    _anonymous_name(c, named)
-    c.goto(nameless)
-    c.label("vma file")
-    _file(c, defer, named)
+    c.jump("!=", R1, 0, file)
+    _anonymous_name(c)
+    c.goto(_NAMELESS)
+    c.label(file)
+    _file(c, defer)
+    _finish_record(c, defer)
+    c.goto(loop)
+    c.label(end)
+    _call(c, iterator, "bpf_iter_task_vma_destroy")
 
-    # R0 = the length of the name with its NUL; it lies behind the structure.
-    c.label(named)
-    c.jump("s<=", R0, 0, nameless)
+
+def _finish_record(c: Emitter, defer: str) -> None:
+    """Set the lengths of a record and move ``length`` behind it.
+
+    At _NAMED R0 is the length of the name with its NUL, which lies behind the structure.
+    """
+    done = c.fresh("record")
+    c.label(_NAMED)
+    c.jump("s<=", R0, 0, _NAMELESS)
     c.jump(">", R0, _PATH_MAX, defer)
     c.store(_RECORD, abi.VMA["name_off"].offset, _NAME, 2)
     c.store(_RECORD, abi.VMA["name_len"].offset, R0, 2)
     c.mov(R1, _RECORD)
     c.alu("add", R1, R0)
+    # The padding; at most 7 of these bytes belong to the record.
     c.store(R1, _NAME, 0)
     c.alu("add", R0, _NAME + 7)
     c.alu("and", R0, 0xFFF8)
-    c.goto("vma next")
-    c.label(nameless)
+    c.goto(done)
+    c.label(_NAMELESS)
     c.mov(R0, _NAME)
-    c.label("vma next")
+    c.label(done)
     c.store(_RECORD, abi.VMA["vma_len"].offset, R0, 2)
     c.get(R1, "length")
     c.alu("add", R1, R0)
     c.jump(">", R1, LONGEST, defer)
     c.set("length", R1)
-    c.goto(loop)
 
-    c.label(defer)
-    c.defer()
-    c.get(R1, "first")
-    c.set("length", R1)
-    _destroy(c, it)
-    c.goto(close)
 
-    c.label(end)
-    _destroy(c, it)
-    _gate(c)
-    # No mapping at all: no attribute.
+def _header(c: Emitter, close: str) -> None:
+    """Write the attribute's header, or take it back if no mapping follows."""
     c.get(R1, "length")
     c.get(R2, "first")
     c.alu("sub", R1, R2)
@@ -177,19 +258,10 @@ def emit(c: Emitter) -> None:
     c.store(R3, 2, int(Attr.VMA), 2)
     c.jump("!=", R1, 4, close)
     c.set("length", R2)
-    c.label(close)
-    c.get(MM, "mm")
-    c.load(SIGNAL, TASK, c.facts.member("task_struct", "signal").offset)
-    c.label("vma none")
-
-
-def _destroy(c: Emitter, it: int) -> None:
-    _iterator(c, it)
-    c.kfunc("bpf_iter_task_vma_destroy")
 
 
 def _fixed(c: Emitter) -> None:
-    """The addresses and flags; everything else 0."""
+    """Write the addresses and flags, and 0 everywhere else."""
     for field, member in (("start", "vm_start"), ("end", "vm_end")):
         c.follow(R0, _VMA, "vm_area_struct", member)
         c.store(_RECORD, abi.VMA[field].offset, R0)
@@ -205,17 +277,53 @@ def _fixed(c: Emitter) -> None:
         c.store(_RECORD, at, 0)
 
 
-def _file(c: Emitter, defer: str, named: str) -> None:
-    """Offset, device, inode and path of the file in R1; R0 = the path's length."""
+def _file(c: Emitter, defer: str) -> None:
+    """Write offset, device, inode and name of a mapping of the file in R1."""
     other = c.fresh("file")
     c.follow(R2, _VMA, "vm_area_struct", "vm_pgoff")
     c.alu("lsh", R2, _PAGE_SHIFT)
     c.store(_RECORD, abi.VMA["pgoff"].offset, R2)
-
-    # The parts of a program or library follow each other: to copy what was found for the
-    # part before takes a fraction of the time that d_path() takes.
+    # Since Linux kernel commit d09e8ca6cb93 ("mm: anonymous shared memory naming") (in
+    # v6.2), prctl(2) also gives names to shared memory, which the kernel keeps in a file.
+    if c.facts.has_member("vm_area_struct", "anon_name"):
+        path = c.fresh("path")
+        c.follow(R2, _VMA, "vm_area_struct", "anon_name")
+        c.jump("==", R2, 0, path)
+        _inode(c)
+        c.follow(R2, _VMA, "vm_area_struct", "anon_name")
+        _given_name(c, b"[anon_shmem:")
+        c.get(R1, "file")
+        c.label(path)
     c.get(R2, "last file")
     c.jump("!=", R1, R2, other)
+    _copy_last(c, other)
+    c.label(other)
+    c.get(R1, "file")
+    c.set("last file", R1)
+    c.get(R2, "length")
+    c.set("last record", R2)
+    # Since Linux kernel commit def3ae83da02 ("fs: store real path instead of fake path
+    # in backing file f_path") (in v6.7), what a stacking file system maps has a path of
+    # the layer below, which maps does not show.
+    if c.facts.has_member("backing_file", "user_path"):
+        c.follow(R2, R1, "file", "f_mode")
+        c.jump("&", R2, _backing(c.facts), defer)
+    _inode(c)
+    c.alu("add", R1, c.facts.member("file", "f_path").offset)
+    c.mov(R2, _RECORD)
+    c.alu("add", R2, _NAME)
+    c.mov(R3, _PATH_MAX)
+    c.helper("d_path")
+    # A path longer than PATH_MAX.
+    c.jump("s<", R0, 0, defer)
+
+
+def _copy_last(c: Emitter, other: str) -> None:
+    """Copy what was found for the mapping before, of the same file, and go to _NAMED.
+
+    The parts of a program or library follow each other, and d_path() takes many times as
+    long.
+    """
     c.get(R4, "last record")
     c.jump(">", R4, LONGEST, other)
     c.mov(R3, ARENA)
@@ -232,19 +340,11 @@ def _file(c: Emitter, defer: str, named: str) -> None:
     c.alu("add", R1, _NAME)
     c.helper("probe_read_kernel")
     c.get(R0, "word")
-    c.goto(named)
+    c.goto(_NAMED)
 
-    c.label(other)
-    c.get(R1, "file")
-    c.set("last file", R1)
-    c.get(R2, "length")
-    c.set("last record", R2)
-    # Since Linux kernel commit def3ae83da02 ("fs: store real path instead of fake path
-    # in backing file f_path") (in v6.7), a stacking file system maps files whose path
-    # is not the user's.
-    if c.facts.has_member("backing_file", "user_path"):
-        c.follow(R2, R1, "file", "f_mode")
-        c.jump("&", R2, _backing(c.facts), defer)
+
+def _inode(c: Emitter) -> None:
+    """Write device, inode number and generation of the file in R1.  Keeps R1."""
     c.follow(R2, R1, "file", "f_inode")
     c.follow(R3, R2, "inode", "i_ino")
     c.store(_RECORD, abi.VMA["inode"].offset, R3)
@@ -256,20 +356,13 @@ def _file(c: Emitter, defer: str, named: str) -> None:
     c.store(_RECORD, abi.VMA["major"].offset, R4, 4)
     c.alu("and", R3, 0xFFFFF)
     c.store(_RECORD, abi.VMA["minor"].offset, R3, 4)
-    c.alu("add", R1, c.facts.member("file", "f_path").offset)
-    c.mov(R2, _RECORD)
-    c.alu("add", R2, _NAME)
-    c.mov(R3, _PATH_MAX)
-    c.helper("d_path")
-    # A path longer than PATH_MAX.
-    c.jump("s<", R0, 0, defer)
 
 
 def _backing(facts: Facts) -> int:
-    """The bits of ``f_mode`` that a file of a stacking file system may be known by."""
+    """The bits of ``f_mode`` that may mark a file of a stacking file system."""
     # Since Linux kernel commit 95101401bb50 ("fsnotify: opt-in for permission events at
     # file open time") (in v6.14), FMODE_BACKING is bit 24, and bit 25 is set on most
-    # files without a name.  That is in no type; but functions came along.
+    # files without a name.  BTF does not tell, except by functions that came with it.
     for name in (
         "file_set_fsnotify_mode",
         "file_set_fsnotify_mode_from_watchers",
@@ -280,8 +373,37 @@ def _backing(facts: Facts) -> int:
     return FMODE_BACKING | FMODE_BACKING_OLD
 
 
-def _anonymous_name(c: Emitter, named: str) -> None:
-    """Go to ``named`` with the name of a mapping without a file, if it has one."""
+def _anonymous_name(c: Emitter) -> None:
+    """Go to _NAMED with the name of a mapping without a file, if it has one."""
+    _special_name(c)
+    c.get(R4, "mm")
+    c.follow(R1, _VMA, "vm_area_struct", "vm_start")
+    c.follow(R2, _VMA, "vm_area_struct", "vm_end")
+    other = c.fresh("heap")
+    c.follow(R3, R4, "mm_struct", "brk")
+    c.jump(">=", R1, R3, other)
+    c.follow(R3, R4, "mm_struct", "start_brk")
+    c.jump("<=", R2, R3, other)
+    _literal(c, b"[heap]")
+    c.label(other)
+    other = c.fresh("stack")
+    c.follow(R3, R4, "mm_struct", "start_stack")
+    c.jump(">", R1, R3, other)
+    c.jump("<", R2, R3, other)
+    _literal(c, b"[stack]")
+    c.label(other)
+    # Since Linux kernel commit 9a10064f5625 ("mm: add a field to store names for
+    # private anonymous memory") (in v5.17), and if configured, prctl(2) gives names.
+    if c.facts.has_member("vm_area_struct", "anon_name"):
+        other = c.fresh("anon")
+        c.follow(R2, _VMA, "vm_area_struct", "anon_name")
+        c.jump("==", R2, 0, other)
+        _given_name(c, b"[anon:")
+        c.label(other)
+
+
+def _special_name(c: Emitter) -> None:
+    """The name of one of the kernel's own mappings, such as [vdso]."""
     word, plain = c.local("word"), c.fresh("plain")
     c.follow(R1, _VMA, "vm_area_struct", "vm_ops")
     c.mov(R2, c.host.special_ops)
@@ -295,62 +417,50 @@ def _anonymous_name(c: Emitter, named: str) -> None:
     c.load(R3, R10, word)
     c.mov(R1, _RECORD)
     c.alu("add", R1, _NAME)
-    c.mov(R2, _COMM_MAX)
+    c.mov(R2, _NAME_MAX)
     c.helper("probe_read_kernel_str")
-    c.goto(named)
-
+    c.goto(_NAMED)
     c.label(plain)
-    c.get(R4, "mm")
-    c.follow(R1, _VMA, "vm_area_struct", "vm_start")
-    c.follow(R2, _VMA, "vm_area_struct", "vm_end")
-    other = c.fresh("heap")
-    c.follow(R3, R4, "mm_struct", "brk")
-    c.jump(">=", R1, R3, other)
-    c.follow(R3, R4, "mm_struct", "start_brk")
-    c.jump("<=", R2, R3, other)
-    _literal(c, b"[heap]", named)
-    c.label(other)
-    other = c.fresh("stack")
-    c.follow(R3, R4, "mm_struct", "start_stack")
-    c.jump(">", R1, R3, other)
-    c.jump("<", R2, R3, other)
-    _literal(c, b"[stack]", named)
-    c.label(other)
-    # Since Linux kernel commit 9a10064f5625 ("mm: add a field to store names for
-    # private anonymous memory") (in v5.17), and if configured, prctl(2) gives names.
-    if c.facts.has_member("vm_area_struct", "anon_name"):
-        _given_name(c, named)
 
 
-def _given_name(c: Emitter, named: str) -> None:
-    """``[anon:NAME]``"""
-    none = c.fresh("anon")
-    c.follow(R3, _VMA, "vm_area_struct", "anon_name")
-    c.jump("==", R3, 0, none)
+def _given_name(c: Emitter, prefix: bytes) -> None:
+    """Go to _NAMED with ``prefix``, the name of the ``struct anon_vma_name`` in R2, and "]".
+
+    Such a name holds printable ASCII only, and none of ``\\`$[]`` (prctl_set_vma()).
+    """
+    none = c.fresh("given")
+    c.mov(R3, R2)
     c.alu("add", R3, c.facts.member("anon_vma_name", "name").offset)
-    prefix = b"[anon:"
-    c.store(_RECORD, _NAME, int.from_bytes(prefix[:4], "little"), 4)
-    c.store(_RECORD, _NAME + 4, int.from_bytes(prefix[4:], "little"), 2)
+    _text(c, prefix)
     c.mov(R1, _RECORD)
     c.alu("add", R1, _NAME + len(prefix))
-    c.mov(R2, _COMM_MAX)
+    c.mov(R2, _NAME_MAX)
     c.helper("probe_read_kernel_str")
     c.jump("s<=", R0, 0, none)
-    c.jump(">", R0, _COMM_MAX, none)
+    c.jump(">", R0, _NAME_MAX, none)
     c.mov(R1, _RECORD)
     c.alu("add", R1, R0)
     c.store(R1, _NAME + len(prefix) - 1, ord("]"), 2)
     c.alu("add", R0, len(prefix) + 1)
-    c.goto(named)
+    c.goto(_NAMED)
     c.label(none)
 
 
-def _literal(c: Emitter, name: bytes, named: str) -> None:
-    word = Struct("=Q").unpack(name.ljust(8, b"\0"))[0]
-    c.mov(R5, word)
-    c.store(_RECORD, _NAME, R5)
+def _literal(c: Emitter, name: bytes) -> None:
+    """Go to _NAMED with this name of less than 8 bytes."""
+    _text(c, name.ljust(8, b"\0"))
     c.mov(R0, len(name) + 1)
-    c.goto(named)
+    c.goto(_NAMED)
+
+
+def _text(c: Emitter, text: bytes) -> None:
+    """Write an even number of bytes where the name goes."""
+    at = 0
+    while at < len(text):
+        size = next(size for size in (8, 4, 2) if at + size <= len(text))
+        c.mov(R5, int.from_bytes(text[at : at + size], "little"))
+        c.store(_RECORD, _NAME + at, R5, size)
+        at += size
 
 
 def _gate(c: Emitter) -> None:
@@ -364,7 +474,7 @@ def _gate(c: Emitter) -> None:
     c.alu("and", R1, MM_CONTEXT_HAS_VSYSCALL)
     c.jump("==", R1, 0, none)
     c.get(R1, "length")
-    c.jump(">", R1, LONGEST - len(record), none)
+    c.jump(">", R1, LONGEST - len(record), _DEFER)
     c.mov(R2, ARENA)
     c.alu("add", R2, R1)
     for at in range(0, len(record), 8):

@@ -45,7 +45,10 @@ _NAMES = {"STATES": STATES, "unescape": unescape}
 class Plan:
     """What to read and what to make of it, for one set of show flags."""
 
-    __slots__ = ("cmdline", "comm", "files", "fixed", "mappings", "messages", "stat", "status")
+    __slots__ = (
+        "cmdline", "comm", "files", "fixed", "mappings", "messages", "stat", "statistics",
+        "status",
+    )  # fmt: skip
 
     def __init__(self, show: int, sample: bytes) -> None:
         """``sample`` is the status file of a process with memory on this kernel."""
@@ -73,10 +76,13 @@ class Plan:
         if show & Show.BASE:
             self.comm = compiler.wanted.index(("Name", 0))
         self.cmdline = bool(show & Show.CMDLINE)
-        #: maps, smaps or nothing.
+        #: smaps, maps or nothing.  Only smaps shows all flags of a mapping, so it is read
+        #: for VMA too, except where the kernel lacks it (CONFIG_PROC_PAGE_MONITOR).
         self.mappings = ""
         if show & (Show.VMA | Show.VMA_STAT):
-            self.mappings = "smaps" if show & Show.VMA_STAT else "maps"
+            self.mappings = "smaps" if os.path.exists("/proc/self/smaps") else "maps"
+        #: Whether the statistics of mappings are wanted.
+        self.statistics = bool(show & Show.VMA_STAT)
         #: How many files of a process are read.
         self.files = self.stat + (self.status is not None) + self.cmdline + bool(self.mappings)
         if not self.files:

@@ -132,6 +132,8 @@ class Records:
             raise Malformed("a list of mappings below /proc ends in the middle of a line")
         try:
             if self._statistics is None:
+                if _VMFLAGS in data:
+                    return self._flagged(data, exact)
                 return self._maps(data, exact)
             try:
                 return self._smaps(data, exact)
@@ -153,6 +155,33 @@ class Records:
             start, _, end = addresses.partition(b"-")
             flags, rest, name = found
             records.append(pack(int(start, 16), int(end, 16), flags) + rest + name)
+        return records
+
+    def _flagged(self, data: bytes, exact: ExactName | None) -> list[bytes]:
+        """The records of smaps with its flags, but without its statistics."""
+        if data.rfind(_VMFLAGS) != data.rfind(b"\n", 0, -1):
+            raise Malformed("/proc/PID/smaps ends in the middle of a mapping")
+        tails, known, pack = self._tails, self._flags, _HEAD.pack
+        records = []
+        # Each piece but the first starts with the flags of one mapping and goes on with
+        # the header line of the next.
+        before, *pieces = data.split(_VMFLAGS)
+        line = before.partition(b"\n")[0]
+        for piece in pieces:
+            shown, _, rest = piece.partition(b"\n")
+            flags = known.get(shown)
+            if flags is None:
+                flags = remember(known, shown, maps.flags_of(shown))
+            start, _, others = line.partition(b"-")
+            end, _, tail = others.partition(b" ")
+            found = tails.get(tail) or self._tail(line, tail)
+            if found is None:
+                mapping = maps.parse_line(line)
+                records.append(self._record((*mapping[:2], flags, *mapping[3:]), b"", exact))
+            else:
+                head = pack(int(start, 16), int(end, 16), flags)
+                records.append(head + found[1] + found[2])
+            line = rest.partition(b"\n")[0]
         return records
 
     def _smaps(self, data: bytes, exact: ExactName | None) -> list[bytes]:

@@ -62,7 +62,7 @@ class TaskReader:
         self._whole = not threads
         self._ask = ask
         self._seq = seq
-        self._records = Records(statistics if self._plan.mappings == "smaps" else None)
+        self._records = Records(statistics if self._plan.statistics else None)
         self._showing: dict[int, int] = {}
 
     @property

@@ -144,7 +144,11 @@ def _chunks(fd: int) -> Iterator[bytes]:
     try:
         # The service holds the end of a message back until the rest is there.
         yield from rechunk(
-            read, EngineUnavailable(errno.EPIPE, "the service ended before its answer did")
+            read,
+            EngineUnavailable(
+                errno.EPIPE,
+                "the service broke off its answer: it ended, or nobody read the answer for long",
+            ),
         )
     finally:
         os.close(fd)

@@ -302,12 +302,16 @@ class Server:
             limit = self.limits.idle if connection.pending is None else self.limits.unsent
             if not connection.busy and now - connection.since > limit:
                 self._close(connection)
-        limit = self.limits.unread if self._slots.wanted else self.limits.forgotten
-        for fd, job in list(self._jobs.items()):
+        # The one that was not read for longest first: each that ends lets another start, and
+        # only as many end as are waited for.
+        for fd, job in sorted(self._jobs.items(), key=lambda item: item[1].stream.progress):
+            waited_for = self._slots.holds_up(job.user)
+            limit = self.limits.unread if waited_for else self.limits.forgotten
             if now - job.stream.progress > limit:
                 del self._jobs[fd]
                 self._epoll.unregister(fd)
                 self._end_job(job)
+                self._complain(f"ended an answer that was not read for {limit:.0f} s")
 
     def _end(self) -> None:
         """Stop serving: what is being written is cut off, and looks so."""

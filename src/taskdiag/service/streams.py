@@ -112,6 +112,14 @@ class Slots:
         """Whether somebody waits."""
         return bool(self._workers)
 
+    def holds_up(self, user: Hashable) -> bool:
+        """Whether somebody who waits could start if the user ended one stream."""
+        with self._lock:
+            if self._held.get(user, 0) >= self._each and user in self._waiting:
+                return True
+            full = sum(self._held.values()) >= self._most
+            return full and any(self._held.get(one, 0) < self._each for one in self._waiting)
+
     def take(self, user: Hashable, work: Callable[[], None]) -> None:
         """Call ``work`` with a slot: now, or when one is free and it is the user's turn."""
         with self._lock:
