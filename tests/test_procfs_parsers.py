@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from taskdiag.abi import VMA, VMA_STAT, VmaFlag
+from taskdiag.netlink import pack_vma
 from taskdiag.procfs import comm, maps, plan, stat, status
 from taskdiag.procfs.reader import Directory, Malformed, Vanished, open_procfs
 from taskdiag.procfs.records import Records
@@ -163,19 +165,18 @@ def test_maps(mappings: list[tuple[int, int, bytes, int, int, int, int, bytes]])
 @example(b"ff-2 rwzp 0 0:0 0 \n")
 @example(b"Rss: 5 kB\n")
 def test_maps_and_smaps_of_anything(data: bytes) -> None:
-    with Directory(0, ".", pinned=False) as directory:
-        for parse in (maps.parse_maps, lambda d: maps.parse_smaps(d, plan.statistics)):
-            try:
-                for record in maps.records(parse(data), directory):
-                    assert len(record) >= VMA.size
-            except Malformed as error:
-                one_sentence(error)
+    for make in (Records(), Records(plan.statistics)):
+        try:
+            for record in make(data, None):
+                assert len(record) >= VMA.size
+        except Malformed as error:
+            one_sentence(error)
 
 
 def test_numbers_beyond_their_fields() -> None:
     line = b"1" + b"0" * 16 + b"-2 r--p 0 0:0 0 \n"
-    with Directory(0, ".", pinned=False) as directory, pytest.raises(Malformed):
-        maps.records(maps.parse_maps(line), directory)
+    with pytest.raises(Malformed):
+        Records()(line, None)
 
 
 def test_smaps() -> None:
@@ -216,8 +217,16 @@ def entry_of(
 def by_lines(data: bytes, smaps: bool) -> list[bytes]:
     """The records that the parser makes that goes line by line."""
     found = maps.parse_smaps(data, plan.statistics) if smaps else maps.parse_maps(data)
-    with Directory(0, ".", pinned=False) as directory:
-        return maps.records(found, directory)
+    records = []
+    for (start, end, flags, pgoff, major, minor, inode, shown), numbers in found:
+        name = exact(start, end, shown)
+        try:
+            records.append(
+                pack_vma(start, end, flags, pgoff, major, minor, inode, 0, name, numbers)
+            )
+        except struct.error as error:
+            raise Malformed(f"out of range: {error}") from None
+    return records
 
 
 def exact(start: int, end: int, shown: bytes) -> bytes:
@@ -257,6 +266,21 @@ def test_smaps_in_bulk(
     for file in files * 2:
         data = b"".join(entry_of(*entry) for entry in file)
         assert records(data, exact) == by_lines(data, smaps=True)
+
+
+@given(st.lists(ENTRIES, min_size=1, max_size=6))
+def test_flags_without_statistics(
+    file: list[tuple[tuple[int, int, bytes, int, int, int, int, bytes], dict[str, int], bytes]],
+) -> None:
+    data = b"".join(entry_of(*entry) for entry in file)
+    found = maps.parse_smaps(data, lambda numbers: b"")
+    expected = [
+        pack_vma(*mapping[:7], 0, exact(mapping[0], mapping[1], mapping[7]), b"")
+        for mapping, _ in found
+    ]
+    assert Records()(data, exact) == expected
+    with pytest.raises(Malformed):
+        Records()(data + line_of(file[0][0]) + b"\nRss: 1 kB\n", exact)
 
 
 @given(st.lists(ENTRIES, min_size=2, max_size=4), st.integers(0), st.sampled_from([b"", b"x\n"]))

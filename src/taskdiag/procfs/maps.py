@@ -7,17 +7,15 @@ falls back on them.
 from __future__ import annotations
 
 import re
-from struct import error as StructError
 
 from ..abi import VmaFlag
-from ..netlink import pack_vma
 from .reader import Directory, Malformed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("flags_of", "parse_maps", "parse_smaps", "perms_of", "records")
+__all__ = ("flags_of", "parse_maps", "parse_smaps", "perms_of")
 
 #: VmFlags of smaps (fs/proc/task_mmu.c, ``show_smap_vma_flags``) in the ABI's numbering.
 _NAMES = {
@@ -159,18 +157,6 @@ def parse_smaps(
                 numbers[key] = int(number[0])
     if mapping is not None:
         out.append((mapping, statistics(numbers)))
-    return out
-
-
-def records(found: list[tuple[Mapping, bytes]], directory: Directory, up: str = "") -> list[bytes]:
-    """VMA records of the mappings; ``up`` leads from the directory to /proc/PID."""
-    out = []
-    for (start, end, flags, pgoff, major, minor, inode, shown), stat in found:
-        name = exact_name(directory, up, start, end, shown) if b"\\012" in shown else shown
-        try:
-            out.append(pack_vma(start, end, flags, pgoff, major, minor, inode, 0, name, stat))
-        except StructError as error:
-            raise Malformed(f"/proc/PID/maps shows a mapping out of range: {error}") from None
     return out
 
 
