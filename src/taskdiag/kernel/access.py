@@ -11,8 +11,8 @@ What other security modules would add is not asked here: see docs/security.md.
 
 from __future__ import annotations
 
+from ..capability import CAP_SYS_PTRACE
 from .asm import R0, R1, R2, R3, R6, R7, R8, R9, R10, signed32
-from .viewer import CAP_SYS_PTRACE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _capable(c: Emitter, rule: Rule) -> None:
     ends there, so that is where this one goes at once.
     """
     level = c.facts.member("user_namespace", "level")
-    own = bool(rule.caps & CAP_SYS_PTRACE)
+    own = bool(rule.caps & 1 << CAP_SYS_PTRACE)
     c.mov(R6, R1)
     c.load(R2, R6, level.offset, level.size)
     c.jump("<=", R2, rule.level + 1, "capable.near", bits=32)

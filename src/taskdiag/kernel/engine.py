@@ -22,13 +22,14 @@ from . import bpf, mm, probe, vma
 from .compile import compile_request, missing_features
 from .emit import ARENA_SIZE, Host
 from .facts import Facts
-from .viewer import INIT_PID_NS, INIT_USER_NS, Viewer
+from .viewer import INIT_PID_NS, INIT_TIME_NS, INIT_USER_NS, Viewer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from .compile import Program
+    from .identity_reader import Reader
 
 __all__ = ("KernelEngine", "Loaded")
 
@@ -173,6 +174,7 @@ class KernelEngine:
         #: How many programs are kept for the next request of their shape.
         self.kept = _KEPT
         self._idle: dict[object, Loaded] = {}
+        self._identities: Reader | None = None
 
     def stream(self, request: Request) -> Iterator[bytes]:
         """The answer, in chunks of whole processes.
@@ -320,11 +322,11 @@ class KernelEngine:
         """Who the answer is for; where that is this process, with ``fresh`` as it is now."""
         if self._viewer is None:
             level, inode = self.home()
-            self._viewer = Viewer(level, inode) if _sees_everything() else self._identify()
-        elif fresh and self._own and not (self._viewer.rule is None and _sees_everything()):
+            self._viewer = Viewer(level, inode) if _is_host_root() else self._identify()
+        elif fresh and self._own and not (self._viewer.plain and _is_host_root()):
             viewer = self._identify()
             if viewer.key() != self._viewer.key():
-                self.close()
+                self._forget_programs()
                 self._viewer = viewer
         return self._viewer
 
@@ -340,17 +342,15 @@ class KernelEngine:
         return level, inode
 
     def _identify(self) -> Viewer:
-        """Ask the kernel whose credentials this thread has."""
+        """Ask the kernel for the credentials and namespaces of this thread."""
         from _thread import get_native_id
 
-        from .identity import Reader
-
         home = self.home()
-        reader = Reader(self.facts, *home)
-        try:
-            return reader.of_task(get_native_id()).viewer(home)
-        finally:
-            reader.close()
+        if self._identities is None:
+            from .identity_reader import Reader
+
+            self._identities = Reader(self.facts, *home)
+        return self._identities.of_task(get_native_id()).viewer(home)
 
     def _ask(self, program: Program) -> tuple[int, ...]:
         """Run a program that writes u64 about this process' main thread, once."""
@@ -404,15 +404,33 @@ class KernelEngine:
 
     def close(self) -> None:
         """Free the programs that are kept; those in use go when their answer is read."""
+        self._forget_programs()
+        if self._identities is not None:
+            self._identities.close()
+            self._identities = None
+
+    def _forget_programs(self) -> None:
         while self._idle:
             self._idle.popitem()[1].close()
 
 
-def _sees_everything() -> bool:
-    """Whether this thread has CAP_SYS_PTRACE over the host, so that no rule is needed."""
+def _is_host_root() -> bool:
+    """Whether this thread has CAP_SYS_PTRACE over the host and the host's boot time clock.
+
+    Then no rule is needed and no offset, and the kernel need not be asked (which takes a
+    program).  False where /proc does not tell.
+    """
     try:
         if os.stat("/proc/thread-self/ns/user").st_ino != INIT_USER_NS:
             return False
+    except OSError:
+        return False
+    try:
+        if os.stat("/proc/thread-self/ns/time").st_ino != INIT_TIME_NS:
+            return False
+    except FileNotFoundError:
+        # A kernel before 5.6, or without CONFIG_TIME_NS.
+        pass
     except OSError:
         return False
     return bool((effective() or 0) & 1 << CAP_SYS_PTRACE)

@@ -430,11 +430,19 @@ def clock_t(c: Emitter) -> None:
 
 
 def start_time(c: Emitter) -> None:
-    """When the task was started, in clock ticks since boot, as /proc/PID/stat has it."""
+    """When the task was started, in clock ticks since boot by the viewer's clock.
+
+    As /proc/PID/stat has it (fs/proc/array.c, ``do_task_stat``), which adds the offset of
+    the reader's time namespace.
+    """
     # Since Linux kernel commit cf25e24db61c ("time: Rename tsk->real_start_time to
     # ->start_boottime") (in v5.5), it is named start_boottime.
     new = c.facts.has_member("task_struct", "start_boottime")
     c.follow(R0, TASK, "task_struct", "start_boottime" if new else "real_start_time")
+    # Since Linux kernel commit 769071ac9f20 ("ns: Introduce Time Namespace") (in v5.6).
+    if c.viewer.boottime_offset:
+        c.mov(R1, c.viewer.boottime_offset)
+        c.alu("add", R0, R1)
     clock_t(c)
 
 

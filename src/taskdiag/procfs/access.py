@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 
+from ..capability import CAP_SYS_PTRACE
 from .reader import Directory, Vanished
 
 __all__ = ("check", "sees_everything")
 
-_CAP_SYS_PTRACE = 1 << 19
 #: ``PROC_USER_INIT_INO``: the inode number of the initial user namespace.
 _USER_INIT_INO = 0xEFFFFFFD
 
@@ -33,7 +33,7 @@ def sees_everything(root: int) -> bool:
         return False
     found = status.partition(b"\nCapEff:\t")[2].partition(b"\n")[0]
     try:
-        return bool(int(found, 16) & _CAP_SYS_PTRACE)
+        return bool(int(found, 16) & 1 << CAP_SYS_PTRACE)
     except ValueError:
         return False
 

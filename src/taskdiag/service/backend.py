@@ -17,7 +17,7 @@ from ..errors import (
 from ..kernel import KernelEngine, completion, recheck
 from ..kernel.bpf import BpfError
 from ..kernel.facts import Facts
-from ..kernel.identity import Reader
+from ..kernel.identity_reader import Reader
 from .confinement import Confinement, landlock_word
 
 TYPE_CHECKING = False
