@@ -19,9 +19,11 @@ from .recheck import CHECK
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
 
     from ..procfs.task import Answer
     from ..request import Request
+    from .viewer_root import ViewerRoot
 
     #: Asks the kernel about a thread, by its number here: a CHECK of `recheck`, or b"".
     Check = Callable[[int], bytes]
@@ -29,24 +31,37 @@ if TYPE_CHECKING:
 __all__ = ("complete", "with_init")
 
 
-def complete(data: bytes, request: Request, elsewhere: Show, check: Check | None = None) -> bytes:
+def complete(
+    data: bytes,
+    request: Request,
+    elsewhere: Show,
+    check: Check | None = None,
+    viewer_root: ViewerRoot | None = None,
+) -> bytes:
     """The same messages with the groups of ``elsewhere`` in all of them, and whatever is
     lacking in those that a program deferred.  Tasks that are gone by now are left out.
 
-    ``check`` is for viewers who may see less than this process, see `recheck`.
+    ``check`` is for viewers who may see less than this process, see `recheck`;
+    ``viewer_root`` for those whose root directory is another.
 
     Raises EngineUnavailable if /proc is not there to complete them from.
     """
     proc = _procfs()
     try:
-        return b"".join(_messages(data, request, elsewhere, proc, check))
+        return b"".join(_messages(data, request, elsewhere, proc, check, viewer_root))
     finally:
         os.close(proc)
 
 
 def _messages(
-    data: bytes, request: Request, elsewhere: Show, proc: int, check: Check | None
+    data: bytes,
+    request: Request,
+    elsewhere: Show,
+    proc: int,
+    check: Check | None,
+    viewer_root: ViewerRoot | None,
 ) -> list[bytes]:
+    through = None if viewer_root is None else viewer_root.call
     done = []
     at = 0
     while at < len(data):
@@ -63,9 +78,10 @@ def _messages(
                     wanted |= group
         if wanted:
             if check is None:
-                answer = procfs_attributes(tgid, pid, wanted, not request.threads, proc)
+                answer = procfs_attributes(tgid, pid, wanted, not request.threads, proc, through)
             else:
-                answer = _checked((port or pid, pid, tgid), wanted, request, proc, check)
+                numbers = port or pid, pid, tgid
+                answer = _checked(numbers, wanted, request, proc, check, through)
             if answer is not None:
                 attrs, vmas = answer
                 plain = sorted(found + attrs, key=lambda item: ORDER.index(Attr(item[0])))
@@ -82,7 +98,12 @@ def _unnumbered(data: bytes, at: int, length: int) -> bytes:
 
 
 def _checked(
-    numbers: tuple[int, int, int], wanted: Show, request: Request, proc: int, check: Check
+    numbers: tuple[int, int, int],
+    wanted: Show,
+    request: Request,
+    proc: int,
+    check: Check,
+    through: Callable[..., Any] | None,
 ) -> Answer | None:
     """The attributes of a task that is the viewer's to see before and after they are read.
 
@@ -95,7 +116,7 @@ def _checked(
     pid, tgid, _, _, process = CHECK.unpack(before)
     if [pid, tgid] != seen:
         return None
-    answer = procfs_attributes(process, tid, wanted, not request.threads, proc)
+    answer = procfs_attributes(process, tid, wanted, not request.threads, proc, through)
     return answer if check(tid) == before else None
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from .compile import Program
     from .identity_reader import Reader
+    from .viewer_root import ViewerRoot
 
 __all__ = ("KernelEngine", "Loaded")
 
@@ -73,14 +74,19 @@ class Loaded:
             self.close()
             raise
 
-    def read(self, fd: int, fills: int = 1) -> Generator[tuple[bytes, bool], None, None]:
-        """What a run writes: whole messages, and whether any was left to procfs in part."""
+    def read(
+        self, fd: int, fills: int = 1, root: ViewerRoot | None = None
+    ) -> Generator[tuple[bytes, bool], None, None]:
+        """What a run writes: whole messages, and whether any was left to procfs in part.
+
+        ``root`` is taken on while the program runs, which is during readv(2).
+        """
         buffer = memoryview(bytearray((fills + 1) * _BUFFER))
         pieces = _pieces(buffer, self.program.size, fills)
         before = self._count()
         while True:
             try:
-                length = os.readv(fd, pieces)
+                length = os.readv(fd, pieces) if root is None else root.call(os.readv, fd, pieces)
             except BlockingIOError:
                 # A long way without a task to show: the kernel pauses to be polite.
                 continue
@@ -176,11 +182,14 @@ class KernelEngine:
         self._idle: dict[object, Loaded] = {}
         self._identities: Reader | None = None
 
-    def stream(self, request: Request) -> Iterator[bytes]:
+    def stream(self, request: Request, root: ViewerRoot | None = None) -> Iterator[bytes]:
         """The answer, in chunks of whole processes.
 
         The program is loaded and the iterator made before this returns, so what the
         kernel refuses is raised here: EngineUnavailable, NoSuchProcess, VerifierError.
+
+        ``root`` is the viewer's root directory where paths from this process's own would
+        not be the viewer's; to be kept open until the answer has been read.
         """
         viewer = self._view(fresh=True)
         elsewhere = self._elsewhere(request)
@@ -195,7 +204,7 @@ class KernelEngine:
         except BaseException:
             loaded.close()
             raise
-        chunks = self._read(key, loaded, _Run(fd), request, elsewhere)
+        chunks = self._read(key, loaded, _Run(fd), request, elsewhere, root)
         if loaded.program.arena and not _proc_is_ours():
             # Should a task need procfs to complete it, there will be no answer rather
             # than half of one.
@@ -366,10 +375,16 @@ class KernelEngine:
         return tuple(int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8))
 
     def _read(
-        self, key: object, loaded: Loaded, run: _Run, request: Request, elsewhere: Show
+        self,
+        key: object,
+        loaded: Loaded,
+        run: _Run,
+        request: Request,
+        elsewhere: Show,
+        root: ViewerRoot | None,
     ) -> Iterator[bytes]:
         whole = False
-        chunks = loaded.read(run.fd, _FILLS if self._read_ahead else 1)
+        chunks = loaded.read(run.fd, _FILLS if self._read_ahead else 1, root)
         if self._read_ahead:
             chunks = readahead(chunks)
         numbered = self._view().foreign and loaded.deferred is not None
@@ -379,7 +394,7 @@ class KernelEngine:
                     from .completion import complete
 
                     check = None if self._own else self._check
-                    data = complete(data, request, elsewhere, check)
+                    data = complete(data, request, elsewhere, check, root)
                 if data:
                     yield data
             whole = True

@@ -55,8 +55,9 @@ class Identity:
 
     ``pid`` is the address of the process's struct pid, ``pid_ns`` the inode number of
     its pid namespace, ``pid_level`` the depth of that.  ``tgid`` is the process's number
-    on the host, ``nr`` the one in the reader's own pid namespace, 0 without.  ``start``
-    is when it was started (ns, the host's), 0 if it is gone.
+    on the host, ``nr`` the one in the reader's own pid namespace, 0 without; ``tid`` is
+    the thread that was asked about, there as well.  ``start`` is when the process was
+    started (ns, the host's), 0 if it is gone.
 
     ``boottime_offset`` is what its time namespace adds to the boot time clock, in ns.
     ``root`` are the addresses of mount and dentry of its root directory, None if the
@@ -67,7 +68,7 @@ class Identity:
         "at_top", "boottime_offset", "caps", "dumpable", "egid", "euid", "fsgid", "fsuid",
         "gid", "gid_map", "inum", "level", "namespace", "nr", "ns_id", "owner", "permitted",
         "pid", "pid_level", "pid_ns", "plain", "root", "security", "sgid", "start", "suid",
-        "tgid", "top_owner", "uid", "uid_map",
+        "tgid", "tid", "top_owner", "uid", "uid_map",
     )  # fmt: skip
 
     fsuid: int
@@ -94,6 +95,7 @@ class Identity:
     pid_ns: int
     tgid: int
     nr: int
+    tid: int
     start: int
     plain: bool
     dumpable: int
@@ -177,6 +179,7 @@ def decode(data: bytes, level: int, pid_ns: int) -> Identity:
     found.pid, found.pid_level, found.pid_ns, found.tgid = take(), take(), take(), take()
     namespace, nr = take(), take()
     found.nr = nr if found.pid_level >= level and namespace == pid_ns else 0
+    found.tid = found.nr
     found.start, found.plain, found.dumpable = take(), bool(take()), take()
     if take() != found.pid:
         # It ended just now, and what was read may be another's.

@@ -69,7 +69,9 @@ class Reader:
         data = self._run(self._task, tid)
         if not data:
             raise NoSuchProcess(tid)
-        return decode(data, self._level, self._pid_ns)
+        found = decode(data, self._level, self._pid_ns)
+        found.tid = tid
+        return found
 
     def close(self) -> None:
         """Give the programs back."""

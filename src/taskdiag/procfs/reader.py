@@ -13,7 +13,9 @@ from ..errors import EngineUnavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
+    from typing import Any
 
 __all__ = (
     "BLOCK",
@@ -56,15 +58,24 @@ class Directory:
 
     ``where`` is relative to ``root``, a descriptor of /proc.  With ``pinned`` the
     directory is opened, so that all files are surely of the same task; without, each
-    file is opened by its whole path, which is cheaper for a single one.
+    file is opened by its whole path, which is cheaper for a single one.  ``through``
+    calls a function for us, ``through(os.read, fd, size)``, where the kernel makes paths
+    that depend on who reads; None calls it as it is.
 
     Raises Vanished if there is no such task.
     """
 
-    __slots__ = ("_fd", "_prefix", "pinned", "where")
+    __slots__ = ("_fd", "_prefix", "_through", "pinned", "where")
 
-    def __init__(self, root: int, where: str, pinned: bool = True) -> None:
+    def __init__(
+        self,
+        root: int,
+        where: str,
+        pinned: bool = True,
+        through: Callable[..., Any] | None = None,
+    ) -> None:
         self.where = where
+        self._through = through
         self.pinned = pinned
         if pinned:
             self._prefix = ""
@@ -110,13 +121,14 @@ class Directory:
         """
         try:
             fd = _open(self._prefix + name, _READ, dir_fd=self._fd)
+            through = self._through
             try:
-                data = _read(fd, 1 << 16)
+                data: bytes = _read(fd, 1 << 16) if through is None else through(_read, fd, 1 << 16)
                 if not data:
                     return data
                 pieces = [data]
                 while data:
-                    data = _read(fd, 1 << 16)
+                    data = _read(fd, 1 << 16) if through is None else through(_read, fd, 1 << 16)
                     pieces.append(data)
                 if not os.pread(fd, 1, 0):
                     raise Changed
@@ -128,7 +140,16 @@ class Directory:
 
     def readlink(self, name: str) -> bytes:
         """Where a link points to.  Raises OSError as it comes."""
-        return os.readlink(os.fsencode(self._prefix + name), dir_fd=self._fd)
+        path = os.fsencode(self._prefix + name)
+        if self._through is None:
+            return os.readlink(path, dir_fd=self._fd)
+        # The link is looked up here; only what it says is asked for elsewhere.
+        fd = _open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
+        try:
+            target: bytes = self._through(_readlink_fd, fd)
+            return target
+        finally:
+            _close(fd)
 
     def names(self, name: str) -> list[str]:
         """The entries of a directory.  Raises Vanished, or OSError with the path."""
@@ -157,6 +178,10 @@ class Directory:
     ) -> None:
         if self.pinned:
             _close(self._fd)
+
+
+def _readlink_fd(fd: int) -> bytes:
+    return os.readlink(b"", dir_fd=fd)
 
 
 def explain(error: OSError, where: str) -> Exception:

@@ -16,6 +16,9 @@ from .status import unescape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     from .plan import Plan
 
     #: Attributes (type and payload, in the stream's order), and VMA records.
@@ -29,7 +32,12 @@ _CMDLINE = int(Attr.CMDLINE)
 
 
 def attributes(
-    pid: int, tid: int | None, show: int, whole: bool = True, root: int | None = None
+    pid: int,
+    tid: int | None,
+    show: int,
+    whole: bool = True,
+    root: int | None = None,
+    through: Callable[..., Any] | None = None,
 ) -> Answer | None:
     """The attributes of one task, as types and payloads, and its VMA records.
 
@@ -41,15 +49,15 @@ def attributes(
     >>> [kind for kind, _ in attrs], vmas
     ([0], [])
 
-    ``root`` is a descriptor from `open_procfs`, for callers who ask about many tasks.
-    Nobody is asked whether the caller may see the task.  Raises EngineUnavailable, and
-    OSError with the path of the file that could not be read.
+    ``root`` is a descriptor from `open_procfs`, for callers who ask about many tasks,
+    ``through`` as in `Directory`.  Nobody is asked whether the caller may see the task.
+    Raises EngineUnavailable, and OSError with the path of the file that could not be read.
     """
     leader = tid is None or tid == pid
     where = str(pid) if whole and leader else f"{pid}/task/{tid or pid}"
     proc = open_procfs() if root is None else root
     try:
-        return read_task(proc, where, plan_for(show), leader, ask=False)
+        return read_task(proc, where, plan_for(show), leader, ask=False, through=through)
     finally:
         if root is None:
             os.close(proc)
@@ -76,13 +84,20 @@ def read_message(
     return None if answer is None else pack_task(tid, tgid, answer[0], answer[1], seq)
 
 
-def read_task(root: int, where: str, plan: Plan, leader: bool, ask: bool) -> Answer | None:
+def read_task(
+    root: int,
+    where: str,
+    plan: Plan,
+    leader: bool,
+    ask: bool,
+    through: Callable[..., Any] | None = None,
+) -> Answer | None:
     """The same for a directory below ``root``; with ``ask`` only if the caller may see it."""
     # A single file is of one moment and one task anyway.
     pinned = ask or plan.files > 1
     for _ in range(_ATTEMPTS):
         try:
-            with Directory(root, where, pinned) as directory:
+            with Directory(root, where, pinned, through) as directory:
                 if ask:
                     access.check(directory)
                 return read_directory(plan, directory, leader, ask)
