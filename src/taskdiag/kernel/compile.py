@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .. import abi
 from ..abi import NLM_F_MULTI, RESPONSE, Attr, Dump, Show
-from . import access, cmdline, cred, mm, pid, sched, tty, vma
+from . import access, cmdline, cred, first_process, mm, pid, sched, tty, vma
 from .asm import R0, R1, R2, R3, R4, Code, signed32
 from .emit import ARENA, ARENA_LOCALS, FLAGS, FRAME, MM, SIGNAL, TASK, Emitter
 
@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from .facts import Facts
     from .viewer import Viewer
 
-__all__ = ("FUNCTIONS", "Program", "compile_request", "missing_features", "prologue")
+__all__ = (
+    "FUNCTIONS",
+    "Program",
+    "compile_request",
+    "missing_features",
+    "prologue",
+)
+
 
 _HEAD = abi.MSG.size
 _LEN, _SEQ, _PORT, _PID, _TGID = 0, 8, 12, 16, 20
@@ -95,13 +102,14 @@ def compile_request(
     emitter: type[Emitter] = Emitter,
     *,
     numbered: bool = False,
+    by_number: bool = False,
 ) -> Program:
     """Make the program for a request, all of whose groups must be ones that this kernel serves.
 
     ``host`` must have ``per_cpu`` for STATM, ``special_ops`` and ``gate`` for VMA.
     ``emitter`` may be one that takes down more about the code (`annotate`).  With
     ``numbered`` each message has in ``nlmsg_pid`` the task's number in the pid namespace
-    that the iterator walks, for whoever completes it.
+    that the iterator walks, for whoever completes it.  ``by_number`` as for `prologue`.
     """
     show = request.show
     access.check_groups(show, viewer.rule)
@@ -119,7 +127,7 @@ def compile_request(
     arena = variable or deep or (sums and sched.needs_room(facts))
     c = emitter(facts, viewer, threads=request.threads, size=at, arena=arena, host=host)
 
-    prologue(c, request)
+    prologue(c, request, by_number)
     _header(c, request.seq)
     _rcu(c, sleepable, "lock")
     for attr in groups:
@@ -193,8 +201,12 @@ def _rcu(c: Emitter, sleepable: bool, action: str) -> None:
         c.kfunc(f"bpf_rcu_read_{action}")
 
 
-def prologue(c: Emitter, request: Request) -> None:
-    """Take the context apart and leave when the task is none that was asked for."""
+def prologue(c: Emitter, request: Request, by_number: bool = False) -> None:
+    """Take the context apart and leave when the task is none that was asked for.
+
+    With ``by_number`` the task is not the iterator's, but a thread of process 1, see
+    `first_process`.
+    """
     facts = c.facts
     c.note("context")
     c.load(TASK, R1, facts.member("bpf_iter__task", "task").offset)
@@ -202,6 +214,8 @@ def prologue(c: Emitter, request: Request) -> None:
     c.load(R2, R1, facts.member("bpf_iter__task", "meta").offset)
     c.load(R2, R2, facts.member("bpf_iter_meta", "seq").offset)
     c.set("seq", R2)
+    if by_number:
+        first_process.find(c, "skip")
     # Functions want the task as the iterator gave it.
     c.set("task", TASK)
     c.untrusted(TASK, TASK, "task_struct")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     #: Asks the kernel about a thread, by its number here: a CHECK of `recheck`, or b"".
     Check = Callable[[int], bytes]
 
-__all__ = ("complete", "with_init")
+__all__ = ("complete", "merged", "with_init")
 
 
 def complete(
@@ -126,7 +126,13 @@ def with_init(chunks: Iterable[bytes], request: Request) -> Iterator[bytes]:
     Every pid namespace has a process 1, and it is the first that such an answer shows.
     Some hardened guest kernels hide it from BPF; /proc has it.
     """
-    hidden = _init_messages(request)
+    return merged(chunks, _init_messages(request))
+
+
+def merged(chunks: Iterable[bytes], hidden: list[tuple[int, bytes]]) -> Iterator[bytes]:
+    """The chunks of an answer with more tasks, each as its number and its messages, where
+    they belong by their number.
+    """
     for chunk in chunks:
         if not hidden:
             yield chunk

@@ -71,10 +71,11 @@ class Host:
 
     ``per_cpu`` is ``__per_cpu_offset[]`` of the possible CPUs, ``special_ops`` the
     address of ``special_mapping_vmops``, ``gate`` the record of the gate VMA (b"" if
-    there is none).  Each is asked for only by requests that need it.
+    there is none), ``hides_first`` whether iterators do not visit process 1.  Each is
+    asked for only by requests that need it; until then the last is None.
     """
 
-    __slots__ = ("gate", "per_cpu", "special_ops")
+    __slots__ = ("gate", "hides_first", "per_cpu", "special_ops")
 
     def __init__(
         self, per_cpu: tuple[int, ...] = (), special_ops: int = 0, gate: bytes = b""
@@ -82,6 +83,7 @@ class Host:
         self.per_cpu = per_cpu
         self.special_ops = special_ops
         self.gate = gate
+        self.hides_first: bool | None = None
 
 
 class Emitter(Assembler):

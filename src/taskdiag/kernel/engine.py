@@ -18,7 +18,7 @@ from ..errors import EngineUnavailable, NoSuchProcess
 from ..netlink import in_order
 from ..readahead import readahead
 from ..request import Request
-from . import bpf, mm, probe, vma
+from . import bpf, first_process, mm, probe, vma
 from .compile import compile_request, missing_features
 from .emit import ARENA_SIZE, Host
 from .facts import Facts
@@ -58,6 +58,8 @@ class Loaded:
         try:
             if any(name == probe.PERCPU_MAP for _, name in program.code.maps):
                 self._maps[probe.PERCPU_MAP] = bpf.create_map(bpf.MAP_TYPE_PERCPU_ARRAY, 4, 8, 1)
+            if any(name == first_process.WANTED for _, name in program.code.maps):
+                self._maps[first_process.WANTED] = bpf.create_map(bpf.MAP_TYPE_ARRAY, 4, 8, 1)
             if program.arena:
                 self._maps["arena"] = bpf.create_map(bpf.MAP_TYPE_ARRAY, 4, ARENA_SIZE, 1)
                 self._maps["deferred"] = bpf.create_map(bpf.MAP_TYPE_ARRAY, 4, 8, 1, bpf.F_MMAPABLE)
@@ -107,6 +109,13 @@ class Loaded:
             return bpf.create_iterator(link)
         finally:
             os.close(link)
+
+    def look_at(self, tid: int) -> int:
+        """A descriptor to read one run from, of a program made ``by_number``: about that
+        thread.  Nobody else may run it until that has been read.
+        """
+        bpf.map_update(self._maps[first_process.WANTED], bytes(4), tid.to_bytes(8, sys.byteorder))
+        return self.iterate(tid=os.getpid())
 
     def close(self) -> None:
         """Give the program and its maps back."""
@@ -193,6 +202,9 @@ class KernelEngine:
         """
         viewer = self._view(fresh=True)
         elsewhere = self._elsewhere(request)
+        first = self._first_process(request, elsewhere, root)
+        if first and request.strategy in (Dump.ONE, Dump.THREAD):
+            return iter((b"".join(data for _, data in first),))
         inside = request
         if elsewhere:
             inside = Request(request.show & ~elsewhere, request.strategy, request.pid, request.seq)
@@ -215,6 +227,10 @@ class KernelEngine:
             return _sorted(chunks)
         if request.strategy in (Dump.ALL, Dump.ALL_THREAD) and self._own and viewer.rule is None:
             return _with_init(chunks, request)
+        if first:
+            from .completion import merged
+
+            return merged(chunks, first)
         return chunks
 
     def open(self, request: Request) -> int | None:
@@ -229,6 +245,9 @@ class KernelEngine:
         )  # fmt: skip
         viewer = self._view(fresh=True)
         if not plain or viewer.foreign or self._elsewhere(request):
+            return None
+        if self._first_process(Request(Show(0), request.strategy, request.pid), Show(0), None):
+            # It is not in what the iterator gives.
             return None
         key, loaded = self._load(request)
         try:
@@ -271,36 +290,102 @@ class KernelEngine:
         for _ in self.stream(Request(Show(0), Dump.ONE, pid)):
             pass
 
-    def _load(self, request: Request, *, numbered: bool = False) -> tuple[object, Loaded]:
+    def _first_process(
+        self, request: Request, elsewhere: Show, root: ViewerRoot | None
+    ) -> list[tuple[int, bytes]]:
+        """The tasks of process 1 that the request is about, as number and messages, where the
+        kernel hides them from iterators.
+
+        Empty if the viewer may not see them, which the program decides as it does for
+        every other task.
+        """
+        viewer = self._view()
+        if viewer.foreign or (self._own and viewer.rule is None) or not self._hides_first():
+            return []
+        tids = first_process.threads()
+        if request.strategy == Dump.CHILDREN or (
+            request.strategy in (Dump.ONE, Dump.THREAD) and request.pid not in tids
+        ):
+            return []
+        elsewhere |= first_process.left_to_procfs(request.show, request.threads)
+        strategy = Dump.ALL_THREAD if request.threads else Dump.ALL
+        inside = Request(request.show & ~elsewhere, strategy, 0, request.seq)
+        key, loaded = self._load(inside, by_number=True)
+        try:
+            found = []
+            for tid in tids if request.threads else [1]:
+                data = self._read_by_number(loaded, tid, request, elsewhere, root)
+                if data:
+                    found.append((tid, data))
+            return found
+        finally:
+            self._keep(key, loaded)
+
+    def _read_by_number(
+        self, loaded: Loaded, tid: int, request: Request, elsewhere: Show, root: ViewerRoot | None
+    ) -> bytes:
+        """The messages about one thread, complete."""
+        run = _Run(loaded.look_at(tid))
+        try:
+            pieces = list(loaded.read(run.fd, root=root))
+        finally:
+            run.close()
+        data = b"".join(piece for piece, _ in pieces)
+        if data and (elsewhere or any(deferred for _, deferred in pieces)):
+            from .completion import complete
+
+            def check(tid: int) -> bytes:
+                return self._check(tid, by_number=True)
+
+            data = complete(data, request, elsewhere, check, root)
+        return data
+
+    def _hides_first(self) -> bool:
+        """Whether iterators do not visit process 1, though programs can reach it."""
+        if self.host.hides_first is None:
+            self.host.hides_first = (
+                self.home()[0] == 0
+                and first_process.reachable(self.facts)
+                and not self._ask(probe.pid_namespace(self.facts), tid=1)
+            )
+        return self.host.hides_first
+
+    def _load(
+        self, request: Request, *, numbered: bool = False, by_number: bool = False
+    ) -> tuple[object, Loaded]:
         """A loaded program for a request: one that lies idle, or a new one."""
         viewer = self._view()
         compiled_in = request.strategy == Dump.CHILDREN or (viewer.foreign and request.pid)
         narrow = request.strategy if compiled_in else request.threads
         # Deferred messages are completed too.
         numbered = viewer.foreign and (numbered or bool(request.show & (Show.CMDLINE | Show.VMA)))
-        key = (int(request.show), narrow, request.pid if compiled_in else 0, request.seq, numbered)
+        pid = request.pid if compiled_in else 0
+        key = (int(request.show), narrow, pid, request.seq, numbered, by_number)
         idle = self._idle.pop(key, None)
         if idle is not None:
             return key, idle
         self._ask_about(request.show)
-        program = compile_request(request, self.facts, viewer, self.host, numbered=numbered)
+        program = compile_request(
+            request, self.facts, viewer, self.host, numbered=numbered, by_number=by_number
+        )
         return key, self._insert(program)
 
-    def _check(self, tid: int) -> bytes:
+    def _check(self, tid: int, *, by_number: bool = False) -> bytes:
         """What `recheck` says of a thread, by its number in this process' pid namespace."""
-        loaded = self._idle.pop("check", None)
+        key = "check", by_number
+        loaded = self._idle.pop(key, None)
         if loaded is None:
             from .recheck import check_program
 
-            loaded = self._insert(check_program(self.facts, self._view()))
+            loaded = self._insert(check_program(self.facts, self._view(), by_number=by_number))
         try:
-            fd = loaded.iterate(tid=tid)
+            fd = loaded.look_at(tid) if by_number else loaded.iterate(tid=tid)
             try:
                 return os.read(fd, _BUFFER)
             finally:
                 os.close(fd)
         finally:
-            self._keep("check", loaded)
+            self._keep(key, loaded)
 
     def prepare(self, show: Show) -> None:
         """Find out beforehand what these groups need to know of `host`."""
@@ -361,11 +446,11 @@ class KernelEngine:
             self._identities = Reader(self.facts, *home)
         return self._identities.of_task(get_native_id()).viewer(home)
 
-    def _ask(self, program: Program) -> tuple[int, ...]:
-        """Run a program that writes u64 about this process' main thread, once."""
+    def _ask(self, program: Program, tid: int = 0) -> tuple[int, ...]:
+        """Run a program that writes u64 about a thread, by default our main one, once."""
         loaded = self._insert(program)
         try:
-            fd = loaded.iterate(tid=os.getpid())
+            fd = loaded.iterate(tid=tid or os.getpid())
             try:
                 data = os.read(fd, 4096)
             finally:

@@ -29,10 +29,13 @@ __all__ = ("CHECK", "check_program")
 CHECK = Struct("=IIQQI4x")
 
 
-def check_program(facts: Facts, viewer: Viewer) -> Program:
-    """Write a CHECK about the task, if the viewer may see it."""
+def check_program(facts: Facts, viewer: Viewer, *, by_number: bool = False) -> Program:
+    """Writes a CHECK about the task, if the viewer may see it.
+
+    ``by_number`` as for `compile.prologue`.
+    """
     c = Emitter(facts, viewer, threads=True, size=CHECK.size, arena=False, host=Host())
-    prologue(c, Request(0, Dump.ALL_THREAD))
+    prologue(c, Request(0, Dump.ALL_THREAD), by_number)
     c.note("check")
     pid.tgid_nr(c)
     c.put(4, R0, 4)
