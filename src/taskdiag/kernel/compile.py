@@ -115,13 +115,8 @@ def compile_request(
     access.check_groups(show, viewer.rule)
     sleepable = bool(show & Show.CMDLINE)
     sums = bool(show & Show.STAT) and not request.threads
-    variable = bool(show & (Show.CMDLINE | Show.VMA))
-    groups = [attr for attr in abi.GROUPS if show & (1 << attr)]
-    offsets: dict[Attr, int] = {}
-    at = _HEAD
-    for attr in groups:
-        offsets[attr] = at + 4
-        at += 4 + abi.GROUPS[attr].size
+    layout = _Layout(show)
+    variable, at = layout.variable, layout.size
     # With an access rule two subprograms run deep, which take 32 bytes of stack each.
     deep = viewer.rule is not None and FRAME + at > 512 - 2 * 32
     arena = variable or deep or (sums and sched.needs_room(facts))
@@ -130,57 +125,100 @@ def compile_request(
     prologue(c, request, by_number)
     _header(c, request.seq)
     _rcu(c, sleepable, "lock")
-    for attr in groups:
+    for attr, offset in layout.offsets.items():
         if attr != Attr.STATM:
-            _attribute(c, attr, offsets[attr])
+            _attribute(c, attr, offset)
     _rcu(c, sleepable, "unlock")
-    fixed = offsets[Attr.STATM] - 4 if Attr.STATM in offsets else at
-    with_mm = bool(show & (Show.STATM | Show.CMDLINE | Show.VMA))
-    if with_mm:
-        c.note("mm")
-        mm.load_mm(c)
-        c.jump("==", MM, 0, "no mm")
-        c.set("tries", 2)
-        c.label("mm")
-        if variable:
-            # What was deferred before the task changed its memory need not be now.
-            c.put(FLAGS, 0, 4)
-        if Attr.STATM in offsets:
-            _attribute(c, Attr.STATM, offsets[Attr.STATM])
-        if variable:
-            c.set("length", at)
-        if show & Show.CMDLINE:
-            c.note("cmdline")
-            cmdline.emit(c, at)
-        if show & Show.VMA:
-            c.note("vma")
-            _rcu(c, sleepable, "lock")
-            vma.emit(c)
-            _rcu(c, sleepable, "unlock")
-        _settle_mm(c)
-        access.again(c)
-    _identity(c, offsets.get(Attr.BASE), numbered)
+    if layout.with_mm:
+        _memory(c, layout, sleepable)
+    _identity(c, layout, numbered)
     c.note("write")
-    if variable:
-        c.get(R3, "length")
-        # The bounds of the length are lost on the stack; the verifier wants them here.
-        c.jump(">", R3, cmdline.LONGEST, "skip")
-        c.put(_LEN, R3, 4)
-        c.write(R3)
-    else:
-        c.put(_LEN, at, 4)
-        c.write(at)
+    _write(c, layout)
     c.goto("skip")
-    if with_mm:
-        c.label("no mm")
-        if variable:
-            c.put(FLAGS, 0, 4)
-        _identity(c, offsets.get(Attr.BASE), numbered)
-        c.put(_LEN, fixed, 4)
-        c.write(fixed)
+    if layout.with_mm:
+        _without_memory(c, layout, numbered)
     c.label("skip")
     c.mov(R0, 0)
     c.exit()
+    _subprograms(c, show, sums)
+    return Program(c.assemble(), sleepable=sleepable, arena=arena, size=0 if variable else at)
+
+
+class _Layout:
+    """Where the groups lie in a message.
+
+    ``offsets`` are those of the fixed groups' payloads, in the order of the message;
+    ``size`` is where the last of them ends, ``fixed`` where those end that a task without
+    memory has.  In a ``variable`` message command line and mappings come behind.
+    """
+
+    __slots__ = ("fixed", "offsets", "show", "size", "variable", "with_mm")
+
+    def __init__(self, show: Show) -> None:
+        self.show = show
+        self.variable = bool(show & (Show.CMDLINE | Show.VMA))
+        self.with_mm = self.variable or bool(show & Show.STATM)
+        self.offsets: dict[Attr, int] = {}
+        self.size = _HEAD
+        for attr, group in abi.GROUPS.items():
+            if show & (1 << attr):
+                self.offsets[attr] = self.size + 4
+                self.size += 4 + group.size
+        self.fixed = self.offsets[Attr.STATM] - 4 if Attr.STATM in self.offsets else self.size
+
+
+def _memory(c: Emitter, layout: _Layout, sleepable: bool) -> None:
+    """The groups about the task's memory; goes to ``no mm`` if it has none."""
+    show = layout.show
+    c.note("mm")
+    mm.load_mm(c)
+    c.jump("==", MM, 0, "no mm")
+    c.set("tries", 2)
+    c.label("mm")
+    if layout.variable:
+        # What was deferred before the task changed its memory need not be now.
+        c.put(FLAGS, 0, 4)
+    if Attr.STATM in layout.offsets:
+        _attribute(c, Attr.STATM, layout.offsets[Attr.STATM])
+    if layout.variable:
+        c.set("length", layout.size)
+    if show & Show.CMDLINE:
+        c.note("cmdline")
+        cmdline.emit(c, layout.size)
+    if show & Show.VMA:
+        c.note("vma")
+        _rcu(c, sleepable, "lock")
+        vma.emit(c)
+        _rcu(c, sleepable, "unlock")
+    _settle_mm(c)
+    access.again(c)
+
+
+def _without_memory(c: Emitter, layout: _Layout, numbered: bool) -> None:
+    """The message about a task that has no memory: it ends before those groups."""
+    c.label("no mm")
+    if layout.variable:
+        c.put(FLAGS, 0, 4)
+    _identity(c, layout, numbered)
+    c.put(_LEN, layout.fixed, 4)
+    c.write(layout.fixed)
+
+
+def _write(c: Emitter, layout: _Layout) -> None:
+    """Put the length, and hand the message to the reader."""
+    if not layout.variable:
+        c.put(_LEN, layout.size, 4)
+        c.write(layout.size)
+        return
+    c.get(R3, "length")
+    # The bounds of the length are lost on the stack; the verifier wants them here.
+    c.jump(">", R3, cmdline.LONGEST, "skip")
+    c.put(_LEN, R3, 4)
+    c.write(R3)
+
+
+def _subprograms(c: Emitter, show: Show, sums: bool) -> None:
+    """What the code above calls; it lies behind the end of the program."""
     if show & Show.STAT:
         c.note("stat.utime")
         sched.mul_div(c)
@@ -190,7 +228,6 @@ def compile_request(
         c.note("cmdline")
         cmdline.is_anonymous(c)
     access.subprograms(c)
-    return Program(c.assemble(), sleepable=sleepable, arena=arena, size=0 if variable else at)
 
 
 def _rcu(c: Emitter, sleepable: bool, action: str) -> None:
@@ -249,8 +286,9 @@ def _header(c: Emitter, seq: int) -> None:
     c.put(FLAGS, 0, 4)
 
 
-def _identity(c: Emitter, base: int | None, numbered: bool) -> None:
+def _identity(c: Emitter, layout: _Layout, numbered: bool) -> None:
     """Put the task's own numbers, last: a task reaped meanwhile has none, and is left out."""
+    base = layout.offsets.get(Attr.BASE)
     if numbered:
         pid.home_nr(c)
         c.put(_PORT, R0, 4)

@@ -114,8 +114,10 @@ class Loaded:
         """A descriptor to read one run from, of a program made ``by_number``: about that
         thread.  Nobody else may run it until that has been read.
         """
+        from _thread import get_native_id
+
         bpf.map_update(self._maps[first_process.WANTED], bytes(4), tid.to_bytes(8, sys.byteorder))
-        return self.iterate(tid=os.getpid())
+        return self.iterate(tid=get_native_id())
 
     def close(self) -> None:
         """Give the program and its maps back."""
