@@ -36,9 +36,9 @@ __all__ = ("KernelEngine", "Loaded")
 
 #: The iterator's buffer (bpf_seq_read(), kernel/bpf/bpf_iter.c).
 _BUFFER = 8 * mmap.PAGESIZE
-#: How often that is filled for one readv(2) when a thread reads ahead: the fewer calls, the
-#: less it and the one that works on the answer wait for each other.  Alone, a buffer that
-#: stays in the processor's cache is faster.
+#: Buffers for one readv(2) when a thread reads ahead.  Fewer calls mean that it and the
+#: thread that works on the answer wait less for the GIL.  Without a second thread one
+#: buffer, which stays in the processor's cache, is faster.
 _FILLS = 8
 _PID_1 = (1).to_bytes(4, sys.byteorder)
 #: Loaded programs that are kept, besides those in use.
@@ -90,7 +90,8 @@ class Loaded:
             try:
                 length = os.readv(fd, pieces) if root is None else root.call(os.readv, fd, pieces)
             except BlockingIOError:
-                # A long way without a task to show: the kernel pauses to be polite.
+                # EAGAIN: the kernel passed over a million tasks without output and gave
+                # up the CPU (bpf_seq_read()).  Read again.
                 continue
             if not length:
                 return
@@ -130,14 +131,14 @@ class Loaded:
         self.fd, self._maps = -1, {}
 
     def __del__(self) -> None:
-        # Of an answer that nobody began to read no other code of ours runs any more.  At
-        # the interpreter's end modules may be gone, and descriptors go with the process.
+        # If nobody began to read the answer, only this frees it.  When the interpreter
+        # exits, modules may be gone already; descriptors are then closed with the process.
         if os is not None:
             self.close()
 
 
 class _Run:
-    """The descriptor of one run of a program, closed at the latest when it is forgotten."""
+    """The descriptor of one run of a program; closed when the object is freed, if not before."""
 
     __slots__ = ("fd",)
 
@@ -220,8 +221,8 @@ class KernelEngine:
             raise
         chunks = self._read(key, loaded, _Run(fd), request, elsewhere, root)
         if loaded.program.arena and not _proc_is_ours():
-            # Should a task need procfs to complete it, there will be no answer rather
-            # than half of one.
+            # A task may need procfs to complete it, which is not there.  So the answer is
+            # made as a whole first: if it fails, nothing of it has been given.
             chunks = iter(list(chunks))
         if request.strategy in (Dump.ONE, Dump.THREAD):
             return self._present(chunks, request)
@@ -236,11 +237,11 @@ class KernelEngine:
         return chunks
 
     def open(self, request: Request) -> int | None:
-        """A descriptor to read the whole answer from, where one iterator gives it.
+        """A descriptor of an iterator that gives the whole answer, None if none does.
 
-        None where it takes more: `stream` then.  It holds no state of this engine, so it
-        may be read at any time, by anyone.  Raises what `stream` raises, but an unknown
-        pid is an answer without a message.
+        It does not depend on this engine, so it may be read at any time and by another
+        process.  Raises what `stream` raises, except that an unknown pid is an empty
+        answer.
         """
         plain = not request.show & (Show.CMDLINE | Show.VMA) and request.strategy in (
             Dump.ALL, Dump.ALL_THREAD, Dump.ONE,
@@ -254,7 +255,7 @@ class KernelEngine:
         key, loaded = self._load(request)
         try:
             if loaded.program.arena:
-                # It has state, which is for one run at a time.
+                # An arena serves one run at a time.
                 return None
             return loaded.iterate(**_narrowed(request, viewer))
         finally:
@@ -355,7 +356,7 @@ class KernelEngine:
     def _load(
         self, request: Request, *, numbered: bool = False, by_number: bool = False
     ) -> tuple[object, Loaded]:
-        """A loaded program for a request: one that lies idle, or a new one."""
+        """A loaded program for a request: one that is kept and not in use, or a new one."""
         viewer = self._view()
         compiled_in = request.strategy == Dump.CHILDREN or (viewer.foreign and request.pid)
         narrow = request.strategy if compiled_in else request.threads
@@ -494,8 +495,8 @@ class KernelEngine:
                 loaded.close()
 
     def _keep(self, key: object, loaded: Loaded) -> None:
-        """Keep a program for the next request of its shape, instead of the oldest kept."""
-        # Several threads may do this at once: each step is atomic.
+        """Keep a program for the next request of its shape; the oldest kept may go for it."""
+        # Several threads may be here at once; each step is atomic.
         if self._idle.setdefault(key, loaded) is not loaded:
             loaded.close()
             return
@@ -539,7 +540,7 @@ def _is_host_root() -> bool:
 
 
 def _sorted(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """All of it, by the viewer's numbers, which need not be in the order of ours."""
+    """The whole answer in the order of the viewer's pids, which may differ from ours."""
     pieces, size = [], 0
     for chunk in chunks:
         pieces.append(chunk)
@@ -553,9 +554,9 @@ def _sorted(chunks: Iterator[bytes]) -> Iterator[bytes]:
 def _pieces(buffer: memoryview, size: int, fills: int) -> list[memoryview]:
     """Cut a buffer so that one readv(2) brings as many whole messages as it can.
 
-    The kernel fills its own buffer anew for each piece, as long as the one before took
-    all: as many messages of ``size`` as fit.  The last piece takes whatever there is, so
-    that no message is left in part.
+    The kernel fills its own buffer once for each piece, with as many messages of ``size``
+    as fit, and goes on to the next piece if all of that went into the last.  The last
+    piece has room for a whole buffer, so that no message is cut.
     """
     most = _BUFFER // size * size if size else 0
     cuts = [most * index for index in range(fills)] if size else [0]

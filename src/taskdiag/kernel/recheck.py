@@ -1,9 +1,9 @@
-"""Reading a task from /proc for a viewer who may see less than we.
+"""Checking that a viewer may see what was read from /proc on its behalf.
 
-Programs decide who sees what, but some groups come from procfs, which asks about *our*
-privileges and not the viewer's.  So the kernel is asked before and after: if the task is
-visible both times, is the same task and has not called execve in between, then what was
-read in between was the viewer's to see.
+Some groups come from procfs, which checks the privileges of this process and not the
+viewer's.  So a program with the viewer's rule is run before and after the reading.  If
+both times the task is visible, and it is the same task and has not called execve in
+between, the viewer may see what was read.
 """
 
 from __future__ import annotations
