@@ -450,10 +450,13 @@ class KernelEngine:
         return self._identities.of_task(get_native_id()).viewer(home)
 
     def _ask(self, program: Program, tid: int = 0) -> tuple[int, ...]:
-        """Run a program that writes u64 about a thread, by default our main one, once."""
+        """Run a program that writes u64 about a thread, by default this one, once."""
+        from _thread import get_native_id
+
         loaded = self._insert(program)
         try:
-            fd = loaded.iterate(tid=tid or os.getpid())
+            # Not the main thread, which may have exited and has no memory then.
+            fd = loaded.iterate(tid=tid or get_native_id())
             try:
                 data = os.read(fd, 4096)
             finally:
