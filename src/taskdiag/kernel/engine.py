@@ -446,7 +446,7 @@ class KernelEngine:
         if self._identities is None:
             from .identity_reader import Reader
 
-            self._identities = Reader(self.facts, *home)
+            self._identities = Reader(self.facts, *home, sockets=False)
         return self._identities.of_task(get_native_id()).viewer(home)
 
     def _ask(self, program: Program, tid: int = 0) -> tuple[int, ...]:

@@ -27,8 +27,9 @@ __all__ = ("socket_program", "task_program")
 #: Extents that are copied at once, beyond those that lie in the map itself.
 _PIECE = 34
 _DEEPEST = 34
-#: Threads to look at for one that lives, and mounts on top of each other.
-_MOST_THREADS, _MOST_MOUNTS = 64, 16
+#: Threads to look at for one that lives, and mounts on top of each other.  The verifier
+#: follows every turn of these loops, so more would cost every start of the program.
+_MOST_THREADS, _MOST_MOUNTS = 8, 4
 # include/linux/mm_types.h (MMF_DUMPABLE_MASK)
 _DUMPABLE_MASK = 3
 
@@ -111,8 +112,7 @@ def socket_program(facts: Facts, level: int) -> Code:
     a.jump("==", R6, 0, "end")
     a.read(R7, R8, "sock", "sk_peer_pid")
     a.jump("==", R7, 0, "end")
-    a.store(R10, _THREAD, 0)
-    _identity(a)
+    _identity(a, peer=True)
     return a.finish()
 
 
@@ -130,8 +130,11 @@ def task_program(facts: Facts, level: int) -> Code:
     return a.finish()
 
 
-def _identity(a: _Program) -> None:
-    """Write all about the credentials in R6 and the process in R7."""
+def _identity(a: _Program, peer: bool = False) -> None:
+    """Write all about the credentials in R6 and the process in R7.
+
+    The thread is the one in the local `_THREAD`, or with ``peer`` any of the process.
+    """
     facts = a.facts
     for name in CRED:
         a.read(R0, R6, "cred", name)
@@ -152,7 +155,10 @@ def _identity(a: _Program) -> None:
     _top_owner(a)
     _process(a)
     _leader(a)
-    _living_thread(a)
+    if peer:
+        _living_thread(a)
+    else:
+        a.load(R9, R10, _THREAD)
     _boottime_offset(a)
     _root(a)
     a.read(R6, R6, "cred", "user_ns")
@@ -255,20 +261,13 @@ def _leader(a: _Program) -> None:
 
 
 def _living_thread(a: _Program) -> None:
-    """R9 = the thread that the program was called for; else, of the process in R7 whose
-    leader is in R9, the first thread that has not exited, or 0.
+    """R9 = the first thread that has not exited of the process whose leader is in R9, or 0.
 
     Threads of a process share its time namespace, and its root unless they take care to
     have one of their own.
     """
     thread_node = a.facts.member("task_struct", "thread_node").offset
     found, loop, none = a.fresh("living"), a.fresh("thread"), a.fresh("none")
-    a.load(R0, R10, _THREAD)
-    leader = a.fresh("leader")
-    a.jump("==", R0, 0, leader)
-    a.mov(R9, R0)
-    a.goto(found)
-    a.label(leader)
     a.jump("==", R9, 0, found)
     a.read(R8, R9, "task_struct", "signal")
     a.alu("add", R8, a.facts.member("signal_struct", "thread_head").offset)

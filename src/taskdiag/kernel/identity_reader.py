@@ -29,20 +29,25 @@ __all__ = ("Reader",)
 class Reader:
     """Reads identities; its programs are loaded once.  Freed by `close`.
 
-    ``level`` and ``pid_ns`` are those of this process' pid namespace.
+    ``level`` and ``pid_ns`` are those of this process' pid namespace.  Without
+    ``sockets`` it reads tasks only, and has one program less to load.
 
     Raises EngineUnavailable where BPF is not to be had or the kernel keeps credentials
     in a way that is not known here.
     """
 
-    def __init__(self, facts: Facts, level: int = 0, pid_ns: int = INIT_PID_NS) -> None:
+    def __init__(
+        self, facts: Facts, level: int = 0, pid_ns: int = INIT_PID_NS, *, sockets: bool = True
+    ) -> None:
         self._facts = facts
         self._level = level
         self._pid_ns = pid_ns
         self._fds: list[int] = []
         try:
             self._wanted = self._keep(bpf.create_map(bpf.MAP_TYPE_ARRAY, 4, 8, 1))
-            self._socket = self._load(socket_program(facts, level), "bpf_iter_task_file")
+            self._socket = -1
+            if sockets:
+                self._socket = self._load(socket_program(facts, level), "bpf_iter_task_file")
             self._task = self._load(task_program(facts, level), "bpf_iter_task")
         except bpf.BpfError as error:
             self.close()
