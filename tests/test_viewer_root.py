@@ -11,7 +11,9 @@ import mmap
 import os
 import re
 import signal
+import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,9 +29,11 @@ from population import (
     check,
     end,
     forked,
+    letter,
     libc,
     plain_user,
     prctl,
+    until,
 )
 from serving import Service, directory, mount, running, service
 from taskdiag import Request, Show
@@ -367,6 +371,35 @@ def test_an_exited_leader(reader: Reader) -> None:
         thread = reader.of_task(tid)
         assert thread.root == own.root
         assert thread.tid == tid
+
+
+def test_a_peer_whose_leader_has_exited(reader: Reader) -> None:
+    """Root and clock of a peer are those of a thread that lives."""
+    with directory() as where, socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(f"{where}/socket")
+        listening.listen()
+        pid = os.fork()
+        if pid == 0:
+            prctl(1, signal.SIGKILL)
+
+            def connect() -> None:
+                until(lambda: letter(os.getpid(), os.getpid()) == "Z", "the leader has exited")
+                with socket.socket(socket.AF_UNIX) as sock:
+                    sock.connect(f"{where}/socket")
+                    sock.recv(1)
+                os._exit(0)
+
+            threading.Thread(target=connect).start()
+            # exit(2) ends this thread alone.
+            libc.pthread_exit(None)
+        listening.settimeout(20)
+        sock, _ = listening.accept()
+        with sock:
+            found, own = reader.of_socket(sock.fileno()), reader.of_task(os.getpid())
+        end(pid)
+    assert found.nr == pid
+    assert found.root == own.root
+    assert found.at_top == own.at_top
 
 
 # --- One thread, one call -----------------------------------------------------------------
