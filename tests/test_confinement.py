@@ -9,7 +9,8 @@ import pytest
 
 from conftest import open_engine
 from taskdiag.kernel import KernelEngine
-from taskdiag.kernel.identity import Identity, Reader
+from taskdiag.kernel.identity import Identity
+from taskdiag.kernel.identity_reader import Reader
 from taskdiag.service import confinement
 from taskdiag.service.confinement import Confinement, landlock_word
 

@@ -448,8 +448,10 @@ def ask(engine, strategy, pid):
          task.stat and task.stat.threads,
          [(v.start, v.end, v.pgoff, v.major, v.minor, v.inode, v.name) for v in task.vmas or ()])
         for task in decode(engine.stream(Request(SHOW, strategy, pid)))
-        if task.tgid != os.getpid()
+        # As process 1 this one has a namespace to itself; else others come and go.
+        if task.tgid != os.getpid() and (os.getpid() == 1 or task.tgid in ours)
     ]
+ours = {child.pid for child in children}
 SHOW = sum(Show) & ~Show.VMA_STAT
 try:
     for child in children:

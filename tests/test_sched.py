@@ -154,6 +154,41 @@ def test_times_are_scaled_as_proc_scales_them(
     assert ours == [part // NSEC_PER_TICK for part in theirs]
 
 
+@SETTINGS
+@given(
+    utime=NSEC,
+    stime=NSEC,
+    rtime=NSEC,
+    more=st.tuples(NSEC, NSEC, NSEC),
+    last=st.tuples(NSEC, NSEC),
+)
+@example(utime=0, stime=10**7, rtime=10**11, more=(10**7, 0, 0), last=(0, 0))
+@example(utime=0, stime=0, rtime=10**8, more=(0, 4 * 10**6, 0), last=(0, 0))
+@example(utime=10**9, stime=10**9, rtime=2 * 10**9, more=(10**9, 0, 10**9), last=(0, 0))
+def test_how_far_times_go_back(
+    adjust: Run,
+    utime: int,
+    stime: int,
+    rtime: int,
+    more: tuple[int, int, int],
+    last: tuple[int, int],
+) -> None:
+    """Between two reads with no reader of /proc in between: see docs/kernel-engine.md."""
+    utime2, stime2, rtime2 = utime + more[0], stime + more[1], rtime + more[2]
+    first = adjust([utime, stime, *last, rtime])[:2]
+    second = adjust([utime2, stime2, *last, rtime2])[:2]
+    # Together never by more than what is lost when both are rounded down.
+    assert sum(second) >= sum(first) - 1
+    sampled, sampled2 = utime + stime, utime2 + stime2
+    for part, before, after in ((utime, first[0], second[0]), (stime, first[1], second[1])):
+        # Without a tick so far all of it counts as utime.
+        bound = rtime
+        if sampled:
+            too_much = rtime * (sampled2 - sampled) - sampled * (rtime2 - rtime)
+            bound = max(0, too_much) * part // (sampled * sampled2) + 2
+        assert before - after <= -(-bound // NSEC_PER_TICK)
+
+
 # --- task_state_index() -----------------------------------------------------------------
 
 #: include/linux/sched.h: __state, exit_state and what /proc makes of them.

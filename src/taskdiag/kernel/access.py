@@ -1,18 +1,18 @@
 """Who may see what: ``ptrace_may_access(task, PTRACE_MODE_READ_FSCREDS)`` in the program.
 
-It is what decides about a task in a procfs mounted with hidepid=2 (fs/proc/base.c,
-``has_pid_permissions``), so an answer shows the tasks that such a mount would list,
-and what is not visible never leaves the kernel.  kernel/ptrace.c
-(``__ptrace_may_access``), security/commoncap.c (``cap_ptrace_access_check``,
-``cap_capable``).
+A procfs mounted with hidepid=2 decides by the same check (fs/proc/base.c,
+``has_pid_permissions``), so an answer shows the tasks that such a mount would list.
+Tasks that the viewer may not see are filtered out in the kernel.  Sources:
+kernel/ptrace.c (``__ptrace_may_access``), security/commoncap.c
+(``cap_ptrace_access_check``, ``cap_capable``).
 
-What other security modules would add is not asked here: see docs/security.md.
+Other security modules are not consulted: see docs/security.md.
 """
 
 from __future__ import annotations
 
+from ..capability import CAP_SYS_PTRACE
 from .asm import R0, R1, R2, R3, R6, R7, R8, R9, R10, signed32
-from .viewer import CAP_SYS_PTRACE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,8 +31,10 @@ _DEEPEST = 34
 
 
 def check_groups(show: Show, rule: Rule | None) -> None:
-    """Raises AccessDenied if a group holds a field that is for root only, and ``rule`` is
-    that of someone else.  Such a request is refused: an answer without it would look whole.
+    """Raises AccessDenied if a group has a field for root only and ``rule`` is not None.
+
+    The request is refused rather than answered without the field, because such an
+    answer would look complete.
     """
     if rule is None:
         return
@@ -48,8 +50,8 @@ def check_groups(show: Show, rule: Rule | None) -> None:
 def filter_task(c: Emitter) -> None:
     """Leave the program unless the viewer may see the task in R6.
 
-    A thread must be visible, and so must its process, below whose directory procfs
-    lists it: the credentials of threads can differ.
+    For a thread its process must be visible as well, since procfs lists threads below
+    the directory of their process.  Threads of one process can differ in credentials.
     """
     if c.viewer.rule is None:
         return
@@ -64,16 +66,16 @@ def filter_task(c: Emitter) -> None:
 
 
 def again(c: Emitter) -> None:
-    """The same once more, after the task's memory was read.
+    """Check again, after the task's memory has been read.
 
-    A task that executes a setuid program between the first look and the reading would
-    else show mappings and arguments that it gained by that.
+    Otherwise a task that executes a setuid program after the first check would show the
+    mappings and arguments of that program.
     """
     filter_task(c)
 
 
 def subprograms(c: Emitter) -> None:
-    """What `filter_task` calls; to be put behind the program's end."""
+    """The subprograms that `filter_task` calls; they go after the end of the program."""
     rule = c.viewer.rule
     if rule is None:
         return
@@ -125,18 +127,18 @@ def _may_access(c: Emitter, rule: Rule) -> None:
     c.goto("access.dumpable")
     c.label("access.no memory")
     # Since Linux kernel commit 31e62c2ebbfd ("ptrace: slightly saner 'get_dumpable()'
-    # logic") of May 2026, which went into the stable kernels too, tasks remember what they
-    # were when their memory is gone, and kernel threads are for those with CAP_SYS_PTRACE
-    # over the host.
+    # logic") of May 2026, also in stable kernels, a task without memory has the dumpable
+    # state of the memory that it had last.  A task that never had any (a kernel thread) is
+    # visible only with CAP_SYS_PTRACE over the host.
     if c.facts.has_member("task_struct", "user_dumpable"):
         bit = c.facts.member("task_struct", "user_dumpable")
         c.load(R1, R6, bit.offset, bit.size)
         c.alu("and", R1, 1 << bit.bit_offset)
-        # A viewer with that capability has no rule at all.
+        # A viewer with that capability has no rule.
         c.jump("==", R1, 0, "access.no")
 
     c.label("access.dumpable")
-    # For a stranger the capability over the namespace was asked for above.
+    # If the ids do not match, the capability was checked above.
     c.jump("==", R9, 0, "access.yes")
     _same_namespace(c, rule, R8, "access.foreign")
     c.load(R1, R7, c.facts.member("cred", "cap_permitted").offset)
@@ -162,12 +164,12 @@ def _require_capable(c: Emitter, namespace: Reg) -> None:
 def _capable(c: Emitter, rule: Rule) -> None:
     """The subprogram ``ns_capable(R1, CAP_SYS_PTRACE)``: R0 = 1 or 0.
 
-    Over a namespace below the viewer's own holds power whoever has the capability in
-    its own, and the owner of its next descendant on the way: the kernel's loop upwards
-    ends there, so that is where this one goes at once.
+    A viewer is capable over a namespace below its own if it has the capability in its
+    own, or if it owns the ancestor of that namespace directly below its own.  The
+    kernel's loop upwards stops at that ancestor, so this code goes there first.
     """
     level = c.facts.member("user_namespace", "level")
-    own = bool(rule.caps & CAP_SYS_PTRACE)
+    own = bool(rule.caps & 1 << CAP_SYS_PTRACE)
     c.mov(R6, R1)
     c.load(R2, R6, level.offset, level.size)
     c.jump("<=", R2, rule.level + 1, "capable.near", bits=32)
@@ -199,7 +201,7 @@ def _climb(c: Emitter, rule: Rule) -> None:
     level = c.facts.member("user_namespace", "level")
     parent = c.facts.member("user_namespace", "parent")
     # Since Linux kernel commit 6018e1f407cc ("bpf: implement numbers iterator") (in v6.4),
-    # the verifier need not follow each turn of a loop, which takes milliseconds here.
+    # the verifier does not follow every iteration of a loop, which takes milliseconds here.
     if not c.facts.has("func", "bpf_iter_num_new"):
         c.mov(R3, _DEEPEST)
         c.label("capable.up")
@@ -231,21 +233,21 @@ def _climb(c: Emitter, rule: Rule) -> None:
 
 
 def _same_namespace(c: Emitter, rule: Rule, namespace: Reg, other: str) -> None:
-    """Go to ``other`` unless the user namespace is the viewer's own."""
+    """Go to ``other`` unless ``namespace`` is the viewer's own user namespace."""
     level = c.facts.member("user_namespace", "level")
     c.load(R1, namespace, level.offset, level.size)
-    # There is one at level 0.
+    # There is only one at level 0.
     c.jump("!=", R1, rule.level, other, bits=32)
     if not rule.level:
         return
-    # The descriptor of an answer may outlive the namespace, whose address and number
-    # are then given to others.
+    # The descriptor of an answer may outlive the namespace, whose address and inode
+    # number can then be reused.
     c.mov(R2, rule.namespace)
     c.jump("!=", namespace, R2, other)
     for member, value in (("ns.inum", rule.inum), ("owner", rule.owner)):
         c.follow(R1, namespace, "user_namespace", member)
         c.jump("!=", R1, signed32(value), other, bits=32)
-    # Since v6.18 namespaces have a number that is never given again.
+    # Since v6.18 namespaces have an id that is never reused.
     if c.facts.has_member("user_namespace", "ns.ns_id"):
         c.follow(R1, namespace, "user_namespace", "ns.ns_id")
         c.mov(R2, rule.ns_id)

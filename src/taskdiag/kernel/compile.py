@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .. import abi
 from ..abi import NLM_F_MULTI, RESPONSE, Attr, Dump, Show
-from . import access, cmdline, cred, mm, names, pid, sched, tty, vma
+from . import access, cmdline, cred, first_process, mm, names, pid, sched, tty, vma
 from .asm import R0, R1, R2, R3, R4, Code, signed32
 from .emit import ARENA, ARENA_LOCALS, FLAGS, FRAME, MM, SIGNAL, TASK, Emitter
 
@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from .facts import Facts
     from .viewer import Viewer
 
-__all__ = ("FUNCTIONS", "Program", "compile_request", "missing_features", "prologue")
+__all__ = (
+    "FUNCTIONS",
+    "Program",
+    "compile_request",
+    "missing_features",
+    "prologue",
+)
+
 
 _HEAD = abi.MSG.size
 _LEN, _SEQ, _PORT, _PID, _TGID = 0, 8, 12, 16, 20
@@ -96,85 +103,124 @@ def compile_request(
     emitter: type[Emitter] = Emitter,
     *,
     numbered: bool = False,
+    by_number: bool = False,
 ) -> Program:
     """Make the program for a request, all of whose groups must be ones that this kernel serves.
 
     ``host`` must have ``per_cpu`` for STATM, ``special_ops`` and ``gate`` for VMA.
     ``emitter`` may be one that takes down more about the code (`annotate`).  With
     ``numbered`` each message has in ``nlmsg_pid`` the task's number in the pid namespace
-    that the iterator walks, for whoever completes it.
+    that the iterator walks, for whoever completes it.  ``by_number`` as for `prologue`.
     """
     show = request.show
     access.check_groups(show, viewer.rule)
     sleepable = bool(show & Show.CMDLINE)
     sums = bool(show & Show.STAT) and not request.threads
-    variable = bool(show & (Show.CMDLINE | Show.VMA))
-    groups = [attr for attr in abi.GROUPS if show & (1 << attr)]
-    offsets: dict[Attr, int] = {}
-    at = _HEAD
-    for attr in groups:
-        offsets[attr] = at + 4
-        at += 4 + abi.GROUPS[attr].size
+    layout = _Layout(show)
+    variable, at = layout.variable, layout.size
     # Subprograms take 32 bytes of stack each; with an access rule two of them are active at
     # once, and one otherwise.
     deep = FRAME + at > 512 - (32 if viewer.rule is None else 64)
     arena = variable or deep or (sums and sched.needs_room(facts))
     c = emitter(facts, viewer, threads=request.threads, size=at, arena=arena, host=host)
 
-    prologue(c, request)
+    prologue(c, request, by_number)
     _header(c, request.seq)
     _rcu(c, sleepable, "lock")
-    for attr in groups:
+    for attr, offset in layout.offsets.items():
         if attr != Attr.STATM:
-            _attribute(c, attr, offsets[attr])
+            _attribute(c, attr, offset)
     _rcu(c, sleepable, "unlock")
-    fixed = offsets[Attr.STATM] - 4 if Attr.STATM in offsets else at
-    with_mm = bool(show & (Show.STATM | Show.CMDLINE | Show.VMA))
-    if with_mm:
-        c.note("mm")
-        mm.load_mm(c)
-        c.jump("==", MM, 0, "no mm")
-        c.set("tries", 2)
-        c.label("mm")
-        if variable:
-            # What was deferred before the task changed its memory need not be now.
-            c.put(FLAGS, 0, 4)
-        if Attr.STATM in offsets:
-            _attribute(c, Attr.STATM, offsets[Attr.STATM])
-        if variable:
-            c.set("length", at)
-        if show & Show.CMDLINE:
-            c.note("cmdline")
-            cmdline.emit(c, at)
-        if show & Show.VMA:
-            c.note("vma")
-            _rcu(c, sleepable, "lock")
-            vma.emit(c)
-            _rcu(c, sleepable, "unlock")
-        _settle_mm(c)
-        access.again(c)
-    _identity(c, offsets.get(Attr.BASE), numbered)
+    if layout.with_mm:
+        _memory(c, layout, sleepable)
+    _identity(c, layout, numbered)
     c.note("write")
-    if variable:
-        c.get(R3, "length")
-        # The bounds of the length are lost on the stack; the verifier wants them here.
-        c.jump(">", R3, cmdline.LONGEST, "skip")
-        c.put(_LEN, R3, 4)
-        c.write(R3)
-    else:
-        c.put(_LEN, at, 4)
-        c.write(at)
+    _write(c, layout)
     c.goto("skip")
-    if with_mm:
-        c.label("no mm")
-        if variable:
-            c.put(FLAGS, 0, 4)
-        _identity(c, offsets.get(Attr.BASE), numbered)
-        c.put(_LEN, fixed, 4)
-        c.write(fixed)
+    if layout.with_mm:
+        _without_memory(c, layout, numbered)
     c.label("skip")
     c.mov(R0, 0)
     c.exit()
+    _subprograms(c, show, sums)
+    return Program(c.assemble(), sleepable=sleepable, arena=arena, size=0 if variable else at)
+
+
+class _Layout:
+    """Where the groups lie in a message.
+
+    ``offsets`` are those of the fixed groups' payloads, in the order of the message;
+    ``size`` is where the last of them ends, ``fixed`` where those end that a task without
+    memory has.  In a ``variable`` message command line and mappings come behind.
+    """
+
+    __slots__ = ("fixed", "offsets", "show", "size", "variable", "with_mm")
+
+    def __init__(self, show: Show) -> None:
+        self.show = show
+        self.variable = bool(show & (Show.CMDLINE | Show.VMA))
+        self.with_mm = self.variable or bool(show & Show.STATM)
+        self.offsets: dict[Attr, int] = {}
+        self.size = _HEAD
+        for attr, group in abi.GROUPS.items():
+            if show & (1 << attr):
+                self.offsets[attr] = self.size + 4
+                self.size += 4 + group.size
+        self.fixed = self.offsets[Attr.STATM] - 4 if Attr.STATM in self.offsets else self.size
+
+
+def _memory(c: Emitter, layout: _Layout, sleepable: bool) -> None:
+    """The groups about the task's memory; goes to ``no mm`` if it has none."""
+    show = layout.show
+    c.note("mm")
+    mm.load_mm(c)
+    c.jump("==", MM, 0, "no mm")
+    c.set("tries", 2)
+    c.label("mm")
+    if layout.variable:
+        # What was deferred before the task changed its memory need not be now.
+        c.put(FLAGS, 0, 4)
+    if Attr.STATM in layout.offsets:
+        _attribute(c, Attr.STATM, layout.offsets[Attr.STATM])
+    if layout.variable:
+        c.set("length", layout.size)
+    if show & Show.CMDLINE:
+        c.note("cmdline")
+        cmdline.emit(c, layout.size)
+    if show & Show.VMA:
+        c.note("vma")
+        _rcu(c, sleepable, "lock")
+        vma.emit(c)
+        _rcu(c, sleepable, "unlock")
+    _settle_mm(c)
+    access.again(c)
+
+
+def _without_memory(c: Emitter, layout: _Layout, numbered: bool) -> None:
+    """The message about a task that has no memory: it ends before those groups."""
+    c.label("no mm")
+    if layout.variable:
+        c.put(FLAGS, 0, 4)
+    _identity(c, layout, numbered)
+    c.put(_LEN, layout.fixed, 4)
+    c.write(layout.fixed)
+
+
+def _write(c: Emitter, layout: _Layout) -> None:
+    """Put the length, and hand the message to the reader."""
+    if not layout.variable:
+        c.put(_LEN, layout.size, 4)
+        c.write(layout.size)
+        return
+    c.get(R3, "length")
+    # The bounds of the length are lost on the stack; the verifier wants them here.
+    c.jump(">", R3, cmdline.LONGEST, "skip")
+    c.put(_LEN, R3, 4)
+    c.write(R3)
+
+
+def _subprograms(c: Emitter, show: Show, sums: bool) -> None:
+    """What the code above calls; it lies behind the end of the program."""
     if show & Show.STAT:
         c.note("stat.utime")
         sched.mul_div(c)
@@ -184,7 +230,6 @@ def compile_request(
         c.note("cmdline")
         cmdline.is_anonymous(c)
     access.subprograms(c)
-    return Program(c.assemble(), sleepable=sleepable, arena=arena, size=0 if variable else at)
 
 
 def _rcu(c: Emitter, sleepable: bool, action: str) -> None:
@@ -195,8 +240,12 @@ def _rcu(c: Emitter, sleepable: bool, action: str) -> None:
         c.kfunc(f"bpf_rcu_read_{action}")
 
 
-def prologue(c: Emitter, request: Request) -> None:
-    """Take the context apart and leave when the task is none that was asked for."""
+def prologue(c: Emitter, request: Request, by_number: bool = False) -> None:
+    """Take the context apart and leave when the task is none that was asked for.
+
+    With ``by_number`` the task is not the iterator's, but a thread of process 1, see
+    `first_process`.
+    """
     facts = c.facts
     c.note("context")
     c.load(TASK, R1, facts.member("bpf_iter__task", "task").offset)
@@ -204,6 +253,8 @@ def prologue(c: Emitter, request: Request) -> None:
     c.load(R2, R1, facts.member("bpf_iter__task", "meta").offset)
     c.load(R2, R2, facts.member("bpf_iter_meta", "seq").offset)
     c.set("seq", R2)
+    if by_number:
+        first_process.find(c, "skip")
     # Functions want the task as the iterator gave it.
     c.set("task", TASK)
     c.untrusted(TASK, TASK, "task_struct")
@@ -237,8 +288,9 @@ def _header(c: Emitter, seq: int) -> None:
     c.put(FLAGS, 0, 4)
 
 
-def _identity(c: Emitter, base: int | None, numbered: bool) -> None:
+def _identity(c: Emitter, layout: _Layout, numbered: bool) -> None:
     """Put the task's own numbers, last: a task reaped meanwhile has none, and is left out."""
+    base = layout.offsets.get(Attr.BASE)
     if numbered:
         pid.home_nr(c)
         c.put(_PORT, R0, 4)

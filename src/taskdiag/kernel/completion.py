@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from ..request import Request
+    from .viewer_root import ViewerRoot
 
     #: From the number of a thread in our pid namespace, or 0 for all threads, to a CHECK of
     #: each of them that the viewer may see, by that number.
     Check = Callable[[int], dict[int, bytes]]
 
-__all__ = ("Completion", "with_init")
+__all__ = ("Completion", "merged", "with_init")
 
 #: Completed messages are handed on in chunks of about this size.
 _CHUNK = 1 << 16
@@ -85,7 +86,7 @@ class Completion:
     lacks others besides.  ``since`` is when the first message may have been written, on
     CLOCK_BOOTTIME in seconds.  ``again`` runs the same program once more for one thread, by
     its number in our pid namespace.  ``check`` is for viewers who may see less than this
-    process, see `recheck`.
+    process, see `recheck`; ``root`` for those whose root directory is another.
 
     The number of a task may pass to another task after its message was written.  The other
     task was then started after ``since``: a number is given out before the start time is
@@ -104,8 +105,10 @@ class Completion:
         since: float,
         again: Callable[[int], bytes],
         check: Check | None = None,
+        root: ViewerRoot | None = None,
     ) -> None:
         self._request = request
+        self._through = None if root is None else root.call
         self._elsewhere = elsewhere
         self._again = again
         self._check = check
@@ -186,7 +189,8 @@ class Completion:
     def _reader(self, show: Show) -> TaskReader:
         reader = self._readers.get(show)
         if reader is None:
-            reader = TaskReader(self._proc, show, threads=self._request.threads)
+            threads = self._request.threads
+            reader = TaskReader(self._proc, show, threads=threads, through=self._through)
             self._readers[show] = reader
         return reader
 
@@ -261,7 +265,13 @@ def with_init(chunks: Iterable[bytes], request: Request) -> Iterator[bytes]:
     Every pid namespace has a process 1, and it is the first that such an answer shows.
     Some hardened guest kernels hide it from BPF; /proc has it.
     """
-    hidden = _init_messages(request)
+    return merged(chunks, _init_messages(request))
+
+
+def merged(chunks: Iterable[bytes], hidden: list[tuple[int, bytes]]) -> Iterator[bytes]:
+    """The chunks of an answer with more tasks, each as its number and its messages, where
+    they belong by their number.
+    """
     for chunk in chunks:
         if not hidden:
             yield chunk

@@ -72,11 +72,12 @@ class Host:
     ``per_cpu``      ``__per_cpu_offset[]`` of the possible CPUs
     ``special_ops``  the address of ``special_mapping_vmops``
     ``gate``         the record of the gate VMA, b"" if there is none
+    ``hides_first``  whether iterators do not visit process 1; None until it is asked
 
     Each is determined when a request first needs it.
     """
 
-    __slots__ = ("gate", "per_cpu", "special_ops")
+    __slots__ = ("gate", "hides_first", "per_cpu", "special_ops")
 
     def __init__(
         self, per_cpu: tuple[int, ...] = (), special_ops: int = 0, gate: bytes = b""
@@ -84,6 +85,7 @@ class Host:
         self.per_cpu = per_cpu
         self.special_ops = special_ops
         self.gate = gate
+        self.hides_first: bool | None = None
 
 
 class Emitter(Assembler):

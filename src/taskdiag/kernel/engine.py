@@ -19,11 +19,11 @@ from ..errors import EngineUnavailable, NoSuchProcess
 from ..netlink import in_order
 from ..readahead import readahead
 from ..request import Request
-from . import bpf, mm, probe, vma
+from . import bpf, first_process, mm, probe, vma
 from .compile import compile_request, missing_features
 from .emit import ARENA_SIZE, Host
 from .facts import Facts
-from .viewer import INIT_PID_NS, INIT_USER_NS, Viewer
+from .viewer import INIT_PID_NS, INIT_TIME_NS, INIT_USER_NS, Viewer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,14 +31,16 @@ if TYPE_CHECKING:
 
     from .compile import Program
     from .completion import Completion
+    from .identity_reader import Reader
+    from .viewer_root import ViewerRoot
 
 __all__ = ("KernelEngine", "Loaded")
 
 #: The iterator's buffer (bpf_seq_read(), kernel/bpf/bpf_iter.c).
 _BUFFER = 8 * mmap.PAGESIZE
-#: How often that is filled for one readv(2) when a thread reads ahead: the fewer calls, the
-#: less it and the one that works on the answer wait for each other.  Alone, a buffer that
-#: stays in the processor's cache is faster.
+#: Buffers for one readv(2) when a thread reads ahead.  Fewer calls mean that it and the
+#: thread that works on the answer wait less for the GIL.  Without a second thread one
+#: buffer, which stays in the processor's cache, is faster.
 _FILLS = 8
 _PID_1 = (1).to_bytes(4, sys.byteorder)
 #: Loaded programs that are kept, besides those in use.
@@ -58,6 +60,8 @@ class Loaded:
         try:
             if any(name == probe.PERCPU_MAP for _, name in program.code.maps):
                 self._maps[probe.PERCPU_MAP] = bpf.create_map(bpf.MAP_TYPE_PERCPU_ARRAY, 4, 8, 1)
+            if any(name == first_process.WANTED for _, name in program.code.maps):
+                self._maps[first_process.WANTED] = bpf.create_map(bpf.MAP_TYPE_ARRAY, 4, 8, 1)
             if program.arena:
                 self._maps["arena"] = bpf.create_map(bpf.MAP_TYPE_ARRAY, 4, ARENA_SIZE, 1)
                 self._maps["deferred"] = bpf.create_map(bpf.MAP_TYPE_ARRAY, 4, 8, 1, bpf.F_MMAPABLE)
@@ -74,16 +78,22 @@ class Loaded:
             self.close()
             raise
 
-    def read(self, fd: int, fills: int = 1) -> Generator[tuple[bytes, bool], None, None]:
-        """What a run writes: whole messages, and whether any was left to procfs in part."""
+    def read(
+        self, fd: int, fills: int = 1, root: ViewerRoot | None = None
+    ) -> Generator[tuple[bytes, bool], None, None]:
+        """What a run writes: whole messages, and whether any was left to procfs in part.
+
+        ``root`` is taken on while the program runs, which is during readv(2).
+        """
         buffer = memoryview(bytearray((fills + 1) * _BUFFER))
         pieces = _pieces(buffer, self.program.size, fills)
         before = self._count()
         while True:
             try:
-                length = os.readv(fd, pieces)
+                length = os.readv(fd, pieces) if root is None else root.call(os.readv, fd, pieces)
             except BlockingIOError:
-                # A long way without a task to show: the kernel pauses to be polite.
+                # EAGAIN: the kernel passed over a million tasks without output and gave
+                # up the CPU (bpf_seq_read()).  Read again.
                 continue
             if not length:
                 return
@@ -103,13 +113,27 @@ class Loaded:
         finally:
             os.close(link)
 
-    def read_whole(self, tid: int) -> bytes:
-        """All that a run over one thread writes, or with 0 over all threads."""
-        fd = self.iterate(tid=tid)
+    def read_whole(
+        self, tid: int, *, by_number: bool = False, root: ViewerRoot | None = None
+    ) -> bytes:
+        """All that a run over one thread writes, or with 0 over all threads.
+
+        ``by_number`` as for `look_at`, ``root`` as for `read`.
+        """
+        fd = self.look_at(tid) if by_number else self.iterate(tid=tid)
         try:
-            return b"".join(data for data, _ in self.read(fd))
+            return b"".join(data for data, _ in self.read(fd, root=root))
         finally:
             os.close(fd)
+
+    def look_at(self, tid: int) -> int:
+        """A descriptor to read one run from, of a program made ``by_number``: about that
+        thread.  Nobody else may run it until that has been read.
+        """
+        from _thread import get_native_id
+
+        bpf.map_update(self._maps[first_process.WANTED], bytes(4), tid.to_bytes(8, sys.byteorder))
+        return self.iterate(tid=get_native_id())
 
     def close(self) -> None:
         """Give the program and its maps back."""
@@ -122,14 +146,14 @@ class Loaded:
         self.fd, self._maps = -1, {}
 
     def __del__(self) -> None:
-        # Of an answer that nobody began to read no other code of ours runs any more.  At
-        # the interpreter's end modules may be gone, and descriptors go with the process.
+        # If nobody began to read the answer, only this frees it.  When the interpreter
+        # exits, modules may be gone already; descriptors are then closed with the process.
         if os is not None:
             self.close()
 
 
 class _Run:
-    """The descriptor of one run of a program, closed at the latest when it is forgotten."""
+    """The descriptor of one run of a program; closed when the object is freed, if not before."""
 
     __slots__ = ("fd",)
 
@@ -183,15 +207,22 @@ class KernelEngine:
         #: How many programs are kept for the next request of their shape.
         self.kept = _KEPT
         self._idle: dict[object, Loaded] = {}
+        self._identities: Reader | None = None
 
-    def stream(self, request: Request) -> Iterator[bytes]:
+    def stream(self, request: Request, root: ViewerRoot | None = None) -> Iterator[bytes]:
         """The answer, in chunks of whole processes.
 
         The program is loaded and the iterator made before this returns, so what the
         kernel refuses is raised here: EngineUnavailable, NoSuchProcess, VerifierError.
+
+        ``root`` is the viewer's root directory where paths from this process's own would
+        not be the viewer's; to be kept open until the answer has been read.
         """
         viewer = self._view(fresh=True)
         elsewhere = self._elsewhere(request)
+        first = self._first_process(request, elsewhere, root)
+        if first and request.strategy in (Dump.ONE, Dump.THREAD):
+            return iter((b"".join(data for _, data in first),))
         inside = request
         if elsewhere:
             inside = Request(request.show & ~elsewhere, request.strategy, request.pid, request.seq)
@@ -203,10 +234,10 @@ class KernelEngine:
         except BaseException:
             loaded.close()
             raise
-        chunks = self._read(key, loaded, _Run(fd), request, elsewhere)
+        chunks = self._read(key, loaded, _Run(fd), request, elsewhere, root)
         if loaded.program.arena and not _proc_is_ours():
-            # Should a task need procfs to complete it, there will be no answer rather
-            # than half of one.
+            # A task may need procfs to complete it, which is not there.  So the answer is
+            # made as a whole first: if it fails, nothing of it has been given.
             chunks = iter(list(chunks))
         if request.strategy in (Dump.ONE, Dump.THREAD):
             return self._present(chunks, request)
@@ -214,14 +245,18 @@ class KernelEngine:
             return _sorted(chunks)
         if request.strategy in (Dump.ALL, Dump.ALL_THREAD) and self._own and viewer.rule is None:
             return _with_init(chunks, request)
+        if first:
+            from .completion import merged
+
+            return merged(chunks, first)
         return chunks
 
     def open(self, request: Request) -> int | None:
-        """A descriptor to read the whole answer from, where one iterator gives it.
+        """A descriptor of an iterator that gives the whole answer, None if none does.
 
-        None where it takes more: `stream` then.  It holds no state of this engine, so it
-        may be read at any time, by anyone.  Raises what `stream` raises, but an unknown
-        pid is an answer without a message.
+        It does not depend on this engine, so it may be read at any time and by another
+        process.  Raises what `stream` raises, except that an unknown pid is an empty
+        answer.
         """
         plain = not request.show & (Show.CMDLINE | Show.VMA) and request.strategy in (
             Dump.ALL, Dump.ALL_THREAD, Dump.ONE,
@@ -229,10 +264,13 @@ class KernelEngine:
         viewer = self._view(fresh=True)
         if not plain or viewer.foreign or self._elsewhere(request):
             return None
+        if self._first_process(Request(Show(0), request.strategy, request.pid), Show(0), None):
+            # It is not in what the iterator gives.
+            return None
         key, loaded = self._load(request)
         try:
             if loaded.program.arena:
-                # It has state, which is for one run at a time.
+                # An arena serves one run at a time.
                 return None
             return loaded.iterate(**_narrowed(request, viewer))
         finally:
@@ -270,45 +308,129 @@ class KernelEngine:
         for _ in self.stream(Request(Show(0), Dump.ONE, pid)):
             pass
 
-    def _load(self, request: Request, *, numbered: bool = False) -> tuple[object, Loaded]:
-        """A loaded program for a request: one that lies idle, or a new one."""
+    def _first_process(
+        self, request: Request, elsewhere: Show, root: ViewerRoot | None
+    ) -> list[tuple[int, bytes]]:
+        """The tasks of process 1 that the request is about, as number and messages, where the
+        kernel hides them from iterators.
+
+        Empty if the viewer may not see them, which the program decides as it does for
+        every other task.
+        """
+        viewer = self._view()
+        if viewer.foreign or (self._own and viewer.rule is None) or not self._hides_first():
+            return []
+        tids = first_process.threads()
+        if request.strategy == Dump.CHILDREN or (
+            request.strategy in (Dump.ONE, Dump.THREAD) and request.pid not in tids
+        ):
+            return []
+        elsewhere |= first_process.left_to_procfs(request.show, request.threads)
+        strategy = Dump.ALL_THREAD if request.threads else Dump.ALL
+        inside = Request(request.show & ~elsewhere, strategy, 0, request.seq)
+        key, loaded = self._load(inside, by_number=True)
+        try:
+            found = []
+            for tid in tids if request.threads else [1]:
+                data = self._read_by_number(loaded, tid, request, elsewhere, root)
+                if data:
+                    found.append((tid, data))
+            return found
+        finally:
+            self._keep(key, loaded)
+
+    def _read_by_number(
+        self, loaded: Loaded, tid: int, request: Request, elsewhere: Show, root: ViewerRoot | None
+    ) -> bytes:
+        """The messages about one thread, complete."""
+        since = time.clock_gettime(time.CLOCK_BOOTTIME)
+        run = _Run(loaded.look_at(tid))
+        try:
+            pieces = list(loaded.read(run.fd, root=root))
+        finally:
+            run.close()
+        data = b"".join(piece for piece, _ in pieces)
+        if data and (elsewhere or any(deferred for _, deferred in pieces)):
+            from .completion import Completion
+
+            inside = Request(request.show & ~elsewhere, Dump.ALL_THREAD, 0, request.seq)
+            completion = Completion(
+                request,
+                elsewhere,
+                since,
+                lambda tid: self._again(inside, root, tid, by_number=True),
+                lambda tid: self._check(tid, by_number=True),
+                root,
+            )
+            try:
+                data = b"".join(completion.complete(data))
+            finally:
+                completion.close()
+        return data
+
+    def _hides_first(self) -> bool:
+        """Whether iterators do not visit process 1, though programs can reach it."""
+        if self.host.hides_first is None:
+            self.host.hides_first = (
+                self.home()[0] == 0
+                and first_process.reachable(self.facts)
+                and not self._ask(probe.pid_namespace(self.facts), tid=1)
+            )
+        return self.host.hides_first
+
+    def _load(
+        self, request: Request, *, numbered: bool = False, by_number: bool = False
+    ) -> tuple[object, Loaded]:
+        """A loaded program for a request: one that is kept and not in use, or a new one."""
         viewer = self._view()
         compiled_in = request.strategy == Dump.CHILDREN or (viewer.foreign and request.pid)
         narrow = request.strategy if compiled_in else request.threads
         # Deferred messages are completed too.
         numbered = viewer.foreign and (numbered or bool(request.show & (Show.CMDLINE | Show.VMA)))
-        key = (int(request.show), narrow, request.pid if compiled_in else 0, request.seq, numbered)
+        pid = request.pid if compiled_in else 0
+        key = (int(request.show), narrow, pid, request.seq, numbered, by_number)
         idle = self._idle.pop(key, None)
         if idle is not None:
             return key, idle
         self._ask_about(request.show)
-        program = compile_request(request, self.facts, viewer, self.host, numbered=numbered)
+        program = compile_request(
+            request, self.facts, viewer, self.host, numbered=numbered, by_number=by_number
+        )
         return key, self._insert(program)
 
-    def _check(self, tid: int) -> dict[int, bytes]:
+    def _check(self, tid: int, *, by_number: bool = False) -> dict[int, bytes]:
         """What `recheck` says of a thread, or with 0 of all that the viewer may see.
 
         By their numbers in this process' pid namespace.
         """
-        loaded = self._idle.pop("check", None)
+        key = "check", by_number
+        loaded = self._idle.pop(key, None)
         if loaded is None:
             from .recheck import check_program
 
-            loaded = self._insert(check_program(self.facts, self._view()))
+            loaded = self._insert(check_program(self.facts, self._view(), by_number=by_number))
         from .recheck import CHECK
 
         try:
-            data = loaded.read_whole(tid)
+            data = loaded.read_whole(tid, by_number=by_number)
         finally:
-            self._keep("check", loaded)
+            self._keep(key, loaded)
         pieces = [data[at : at + CHECK.size] for at in range(0, len(data), CHECK.size)]
         return {CHECK.unpack(piece)[5]: piece for piece in pieces}
 
-    def _again(self, request: Request, numbered: bool, tid: int) -> bytes:
+    def _again(
+        self,
+        request: Request,
+        root: ViewerRoot | None,
+        tid: int,
+        *,
+        numbered: bool = False,
+        by_number: bool = False,
+    ) -> bytes:
         """What the program for a request writes about one thread now."""
-        key, loaded = self._load(request, numbered=numbered)
+        key, loaded = self._load(request, numbered=numbered, by_number=by_number)
         try:
-            return loaded.read_whole(tid)
+            return loaded.read_whole(tid, by_number=by_number, root=root)
         finally:
             self._keep(key, loaded)
 
@@ -341,11 +463,11 @@ class KernelEngine:
         """Who the answer is for; where that is this process, with ``fresh`` as it is now."""
         if self._viewer is None:
             level, inode = self.home()
-            self._viewer = Viewer(level, inode) if _sees_everything() else self._identify()
-        elif fresh and self._own and not (self._viewer.rule is None and _sees_everything()):
+            self._viewer = Viewer(level, inode) if _is_host_root() else self._identify()
+        elif fresh and self._own and not (self._viewer.plain and _is_host_root()):
             viewer = self._identify()
             if viewer.key() != self._viewer.key():
-                self.close()
+                self._forget_programs()
                 self._viewer = viewer
         return self._viewer
 
@@ -361,26 +483,24 @@ class KernelEngine:
         return level, inode
 
     def _identify(self) -> Viewer:
-        """Ask the kernel whose credentials this thread has."""
+        """Ask the kernel for the credentials and namespaces of this thread."""
         from _thread import get_native_id
 
-        from .identity import Reader
-
         home = self.home()
-        reader = Reader(self.facts, *home)
-        try:
-            return reader.of_task(get_native_id()).viewer(home)
-        finally:
-            reader.close()
+        if self._identities is None:
+            from .identity_reader import Reader
 
-    def _ask(self, program: Program) -> tuple[int, ...]:
-        """Run a program that writes u64 about this thread, once."""
+            self._identities = Reader(self.facts, *home, sockets=False)
+        return self._identities.of_task(get_native_id()).viewer(home)
+
+    def _ask(self, program: Program, tid: int = 0) -> tuple[int, ...]:
+        """Run a program that writes u64 about a thread, by default this one, once."""
         from _thread import get_native_id
 
         loaded = self._insert(program)
         try:
             # Not the main thread, which may have exited and has no memory then.
-            fd = loaded.iterate(tid=get_native_id())
+            fd = loaded.iterate(tid=tid or get_native_id())
             try:
                 data = os.read(fd, 4096)
             finally:
@@ -390,19 +510,25 @@ class KernelEngine:
         return tuple(int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8))
 
     def _read(
-        self, key: object, loaded: Loaded, run: _Run, request: Request, elsewhere: Show
+        self,
+        key: object,
+        loaded: Loaded,
+        run: _Run,
+        request: Request,
+        elsewhere: Show,
+        root: ViewerRoot | None,
     ) -> Iterator[bytes]:
         whole = False
         since = time.clock_gettime(time.CLOCK_BOOTTIME)
         completion: Completion | None = None
-        chunks = loaded.read(run.fd, _FILLS if self._read_ahead else 1)
+        chunks = loaded.read(run.fd, _FILLS if self._read_ahead else 1, root)
         if self._read_ahead:
             chunks = readahead(chunks)
         numbered = self._view().foreign and loaded.deferred is not None
         try:
             for data, deferred in chunks:
                 if elsewhere or numbered or deferred:
-                    completion = completion or self._completion(request, elsewhere, since)
+                    completion = completion or self._completion(request, elsewhere, since, root)
                     yield from completion.complete(data)
                 else:
                     yield data
@@ -417,7 +543,9 @@ class KernelEngine:
             else:
                 loaded.close()
 
-    def _completion(self, request: Request, elsewhere: Show, since: float) -> Completion:
+    def _completion(
+        self, request: Request, elsewhere: Show, since: float, root: ViewerRoot | None
+    ) -> Completion:
         """What completes an answer from /proc that was begun at ``since``."""
         from .completion import Completion
 
@@ -429,39 +557,58 @@ class KernelEngine:
             request,
             elsewhere,
             since,
-            lambda tid: self._again(inside, bool(elsewhere), tid),
+            lambda tid: self._again(inside, root, tid, numbered=bool(elsewhere)),
             None if same else self._check,
+            root,
         )
 
     def _keep(self, key: object, loaded: Loaded) -> None:
-        """Keep a program for the next request of its shape, instead of the oldest kept."""
-        # Several threads may do this at once: each step is atomic.
+        """Keep a program for the next request of its shape; the oldest kept may go for it."""
+        # Several threads may be here at once; each step is atomic.
         if self._idle.setdefault(key, loaded) is not loaded:
             loaded.close()
             return
         while len(self._idle) > self.kept:
-            oldest = self._idle.pop(next(iter(list(self._idle))), None)
+            oldest = self._idle.pop(next(iter(list(self._idle)), None), None)
             if oldest is not None:
                 oldest.close()
 
     def close(self) -> None:
         """Free the programs that are kept; those in use go when their answer is read."""
+        self._forget_programs()
+        if self._identities is not None:
+            self._identities.close()
+            self._identities = None
+
+    def _forget_programs(self) -> None:
         while self._idle:
             self._idle.popitem()[1].close()
 
 
-def _sees_everything() -> bool:
-    """Whether this thread has CAP_SYS_PTRACE over the host, so that no rule is needed."""
+def _is_host_root() -> bool:
+    """Whether this thread has CAP_SYS_PTRACE over the host and the host's boot time clock.
+
+    Then no rule is needed and no offset, and the kernel need not be asked (which takes a
+    program).  False where /proc does not tell.
+    """
     try:
         if os.stat("/proc/thread-self/ns/user").st_ino != INIT_USER_NS:
             return False
+    except OSError:
+        return False
+    try:
+        if os.stat("/proc/thread-self/ns/time").st_ino != INIT_TIME_NS:
+            return False
+    except FileNotFoundError:
+        # A kernel before 5.6, or without CONFIG_TIME_NS.
+        pass
     except OSError:
         return False
     return bool((effective() or 0) & 1 << CAP_SYS_PTRACE)
 
 
 def _sorted(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """All of it, by the viewer's numbers, which need not be in the order of ours."""
+    """The whole answer in the order of the viewer's pids, which may differ from ours."""
     pieces, size = [], 0
     for chunk in chunks:
         pieces.append(chunk)
@@ -475,11 +622,12 @@ def _sorted(chunks: Iterator[bytes]) -> Iterator[bytes]:
 def _pieces(buffer: memoryview, size: int, fills: int) -> list[memoryview]:
     """Cut a buffer so that one readv(2) brings as many whole messages as it can.
 
-    The kernel fills its own buffer anew for each piece, as long as the one before took
-    all: as many messages of ``size`` as fit.  The last piece takes whatever there is, so
-    that no message is left in part.
+    The kernel fills its own buffer once for each piece, with as many messages of ``size``
+    as fit (seq_write() leaves one byte free), and goes on to the next piece if all of that
+    went into the last.  The last piece has room for a whole buffer, so that no message is
+    cut.
     """
-    most = _BUFFER // size * size if size else 0
+    most = (_BUFFER - 1) // size * size if size else 0
     cuts = [most * index for index in range(fills)] if size else [0]
     return [buffer[start:stop] for start, stop in zip(cuts, [*cuts[1:], len(buffer)], strict=True)]
 

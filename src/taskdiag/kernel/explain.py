@@ -10,14 +10,14 @@ import os
 
 from .. import abi
 from ..abi import Dump, Show
-from ..capability import effective
+from ..capability import CAP_SYS_PTRACE, effective
 from ..request import Request
 from . import mm, vma
 from .annotate import Annotator
 from .compile import Program, compile_request, missing_features
 from .disasm import listing
 from .emit import Host
-from .viewer import CAP_SYS_PTRACE, INIT_PID_NS, INIT_USER_NS, Rule, Viewer
+from .viewer import INIT_PID_NS, INIT_USER_NS, Rule, Viewer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -126,8 +126,8 @@ def _viewer() -> Viewer:
     depth, users = _namespace("user", INIT_USER_NS)
     uid, gid, caps = os.geteuid(), os.getegid(), effective()
     if caps is None:
-        caps = 0 if uid else CAP_SYS_PTRACE
-    if caps & CAP_SYS_PTRACE and not depth:
+        caps = 0 if uid else 1 << CAP_SYS_PTRACE
+    if caps & 1 << CAP_SYS_PTRACE and not depth:
         return Viewer(level, pids)
     return Viewer(level, pids, rule=Rule(uid, gid, uid, caps, level=depth, inum=users))
 

@@ -1,9 +1,9 @@
-"""Reading a task from /proc for a viewer who may see less than we.
+"""Checking that a viewer may see what was read from /proc on its behalf.
 
-Programs decide who sees what, but some groups come from procfs, which asks about *our*
-privileges and not the viewer's.  So the kernel is asked before and after: if the task is
-visible both times, is the same task and has not called execve in between, then what was
-read in between was the viewer's to see.
+Some groups come from procfs, which checks the privileges of this process and not the
+viewer's.  So a program with the viewer's rule is run before and after the reading.  If
+both times the task is visible, and it is the same task and has not called execve in
+between, the viewer may see what was read.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ __all__ = ("CHECK", "check_program")
 CHECK = Struct("=IIQQII")
 
 
-def check_program(facts: Facts, viewer: Viewer) -> Program:
-    """Write a CHECK about the task, if the viewer may see it."""
+def check_program(facts: Facts, viewer: Viewer, *, by_number: bool = False) -> Program:
+    """Writes a CHECK about the task, if the viewer may see it.
+
+    ``by_number`` as for `compile.prologue`.
+    """
     c = Emitter(facts, viewer, threads=True, size=CHECK.size, arena=False, host=Host())
-    prologue(c, Request(0, Dump.ALL_THREAD))
+    prologue(c, Request(0, Dump.ALL_THREAD), by_number)
     c.note("check")
     pid.tgid_nr(c)
     c.put(4, R0, 4)

@@ -192,7 +192,7 @@ _LIVE = ("min_flt", "maj_flt", "utime", "stime", "se.sum_exec_runtime")
 
 
 def _walk_threads(c: Emitter, offsets: tuple[int, ...]) -> None:
-    """The same by ``signal->thread_head``, with a callback for each thread."""
+    """`_each_thread` by way of ``signal->thread_head``, with a callback for each thread."""
     shared = c.local("walk", _SUMS + 8 * len(_LIVE))
     for index in range(len(_LIVE)):
         c.store(R10, shared + _SUMS + 8 * index, 0)
@@ -255,9 +255,10 @@ def add_thread(c: Emitter) -> None:
 def adjust(c: Emitter, utime: int, stime: int) -> None:
     """``cputime_adjust()``: scale the times at these offsets, in clock ticks.
 
-    The scheduler knows exactly how long a task ran, the tick only samples in which
-    mode: the sum is the former, its division the latter's, and neither part has ever
-    been shown smaller than it was (``prev_cputime``).
+    The scheduler measures how long a task ran, the tick samples in which mode.  The sum
+    of the two times is what the scheduler measured, their ratio what the tick sampled,
+    and neither is less than /proc has shown before (``prev_cputime``).  How far they can
+    go back between two runs of a program: docs/kernel-engine.md.
     """
     base, struct = (TASK, "task_struct") if c.threads else (SIGNAL, "signal_struct")
     store, previous, update = c.fresh("store"), c.fresh("previous"), c.fresh("update")
@@ -430,11 +431,19 @@ def clock_t(c: Emitter) -> None:
 
 
 def start_time(c: Emitter) -> None:
-    """When the task was started, in clock ticks since boot, as /proc/PID/stat has it."""
+    """When the task was started, in clock ticks since boot by the viewer's clock.
+
+    As /proc/PID/stat has it (fs/proc/array.c, ``do_task_stat``), which adds the offset of
+    the reader's time namespace.
+    """
     # Since Linux kernel commit cf25e24db61c ("time: Rename tsk->real_start_time to
     # ->start_boottime") (in v5.5), it is named start_boottime.
     new = c.facts.has_member("task_struct", "start_boottime")
     c.follow(R0, TASK, "task_struct", "start_boottime" if new else "real_start_time")
+    # Since Linux kernel commit 769071ac9f20 ("ns: Introduce Time Namespace") (in v5.6).
+    if c.viewer.boottime_offset:
+        c.mov(R1, c.viewer.boottime_offset)
+        c.alu("add", R0, R1)
     clock_t(c)
 
 

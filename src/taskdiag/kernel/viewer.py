@@ -1,20 +1,21 @@
-"""Whose eyes a program sees through: pid namespace, user namespace and access rule.
+"""Whom a program answers: namespaces and access rule.
 
-Numbers in an answer are those of the viewer's pid namespace, ids those of its user
-namespace, and tasks those that its credentials may see.
+Pids in an answer are those of the viewer's pid namespace, ids those of its user
+namespace, start times by the clock of its time namespace, and tasks those that its
+credentials may see.  Paths go by its root directory, which is no part of a program: see
+`viewer_root`.
 """
 
 from __future__ import annotations
 
-__all__ = ("CAP_SYS_PTRACE", "INIT_PID_NS", "INIT_USER_NS", "Extents", "Rule", "Viewer")
+__all__ = ("INIT_PID_NS", "INIT_TIME_NS", "INIT_USER_NS", "Extents", "Rule", "Viewer")
 
 #: ``PROC_PID_INIT_INO`` (include/linux/proc_ns.h): the first pid namespace's inode number.
 INIT_PID_NS = 0xEFFFFFFC
 #: ``PROC_USER_INIT_INO``: the first user namespace's.
 INIT_USER_NS = 0xEFFFFFFD
-
-#: As a bit of a capability set (include/uapi/linux/capability.h).
-CAP_SYS_PTRACE = 1 << 19
+#: ``PROC_TIME_INIT_INO``: the first time namespace's.
+INIT_TIME_NS = 0xEFFFFFFA
 
 #: A user namespace's map as the kernel keeps it: (id inside, the kernel's id, count).
 Extents = tuple[tuple[int, int, int], ...]
@@ -72,11 +73,13 @@ class Viewer:
     namespace's inode number.  ``uid_map`` and ``gid_map`` are None in the first user
     namespace, where ids are the kernel's own.  Without a ``rule`` it sees every task.
     ``home`` is level and inode number of the pid namespace that iterators walk, if that
-    is not the viewer's own: that of the process that makes them.
+    is not the viewer's own: that of the process that makes them.  ``boottime_offset`` is
+    what its time namespace adds to the time since boot, in nanoseconds.
     """
 
     __slots__ = (
-        "gid_map", "home", "level", "overflow_gid", "overflow_uid", "pid_ns", "rule", "uid_map"
+        "boottime_offset", "gid_map", "home", "level", "overflow_gid", "overflow_uid",
+        "pid_ns", "rule", "uid_map",
     )  # fmt: skip
 
     def __init__(
@@ -89,7 +92,9 @@ class Viewer:
         overflow_gid: int = 65534,
         rule: Rule | None = None,
         home: tuple[int, int] | None = None,
+        boottime_offset: int = 0,
     ) -> None:
+        self.boottime_offset = boottime_offset
         self.level = level
         self.pid_ns = pid_ns
         self.uid_map = uid_map
@@ -104,9 +109,14 @@ class Viewer:
         """Whether its numbers are not those of the namespace that iterators walk."""
         return self.home[1] != self.pid_ns
 
+    @property
+    def plain(self) -> bool:
+        """Whether it sees every task and reads the host's own clock."""
+        return self.rule is None and not self.boottime_offset
+
     def key(self) -> tuple[object, ...]:
         """Everything that a program made for this viewer depends on."""
         return (
-            self.level, self.pid_ns, self.home, self.uid_map, self.gid_map,
+            self.level, self.pid_ns, self.home, self.uid_map, self.gid_map, self.boottime_offset,
             self.overflow_uid, self.overflow_gid, None if self.rule is None else self.rule.key(),
         )  # fmt: skip

@@ -13,8 +13,9 @@ from ..errors import EngineUnavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
+    from typing import Any
 
 __all__ = (
     "BLOCK",
@@ -61,15 +62,24 @@ class Directory:
 
     ``where`` is relative to ``root``, a descriptor of /proc.  With ``pinned`` the
     directory is opened, so that all files are surely of the same task; without, each
-    file is opened by its whole path, which is cheaper for a single one.
+    file is opened by its whole path, which is cheaper for a single one.  ``through``
+    calls a function for us, ``through(os.read, fd, size)``, where the kernel makes paths
+    that depend on who reads; None calls it as it is.
 
     Raises Vanished if there is no such task.
     """
 
-    __slots__ = ("_fd", "_prefix", "pinned", "where")
+    __slots__ = ("_fd", "_prefix", "_through", "pinned", "where")
 
-    def __init__(self, root: int, where: str, pinned: bool = True) -> None:
+    def __init__(
+        self,
+        root: int,
+        where: str,
+        pinned: bool = True,
+        through: Callable[..., Any] | None = None,
+    ) -> None:
         self.where = where
+        self._through = through
         self.pinned = pinned
         if pinned:
             self._prefix = ""
@@ -122,7 +132,7 @@ class Directory:
             try:
                 pieces: list[bytes] = []
                 size = 0
-                while data := _read(fd, _MAPPINGS):
+                while data := self._read_paths(fd):
                     pieces.append(data)
                     size += len(data)
                     if size >= _PIECE:
@@ -140,9 +150,25 @@ class Directory:
         except OSError as error:
             raise explain(error, f"{self.where}/{name}") from None
 
+    def _read_paths(self, fd: int) -> bytes:
+        """The next bytes of a file that shows paths."""
+        if self._through is None:
+            return _read(fd, _MAPPINGS)
+        data: bytes = self._through(_read, fd, _MAPPINGS)
+        return data
+
     def readlink(self, name: str) -> bytes:
         """Where a link points to.  Raises OSError as it comes."""
-        return os.readlink(os.fsencode(self._prefix + name), dir_fd=self._fd)
+        path = os.fsencode(self._prefix + name)
+        if self._through is None:
+            return os.readlink(path, dir_fd=self._fd)
+        # The link is looked up here; only what it says is asked for elsewhere.
+        fd = _open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
+        try:
+            target: bytes = self._through(_readlink_fd, fd)
+            return target
+        finally:
+            _close(fd)
 
     def names(self, name: str) -> list[str]:
         """The entries of a directory.  Raises Vanished, or OSError with the path."""
@@ -171,6 +197,10 @@ class Directory:
     ) -> None:
         if self.pinned:
             _close(self._fd)
+
+
+def _readlink_fd(fd: int) -> bytes:
+    return os.readlink(b"", dir_fd=fd)
 
 
 def _cut(text: bytes, last: bytes) -> tuple[bytes, bytes]:

@@ -17,6 +17,7 @@ from .status import unescape
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from .plan import Plan
 
@@ -41,7 +42,7 @@ class TaskReader:
     groups.  With ``threads`` STAT is that of the thread, and mappings come with one thread
     of a process: the leader, or where that has exited, the living thread of the lowest
     number.  Without, everything is the whole process's.  With ``ask`` tasks are left out
-    that the caller may not see; without, nobody is asked.
+    that the caller may not see; without, nobody is asked.  ``through`` as in `Directory`.
 
     One object serves one answer, in several threads if need be.  What it remembers must
     not be used for an answer to somebody else; see `Records`.
@@ -55,9 +56,17 @@ class TaskReader:
     """
 
     def __init__(
-        self, root: int, show: int, *, threads: bool = False, ask: bool = False, seq: int = 0
+        self,
+        root: int,
+        show: int,
+        *,
+        threads: bool = False,
+        ask: bool = False,
+        seq: int = 0,
+        through: Callable[..., Any] | None = None,
     ) -> None:
         self._root = root
+        self._through = through
         self._plan = plan_for(show)
         self._whole = not threads
         self._ask = ask
@@ -110,7 +119,8 @@ class TaskReader:
         pinned = self._ask or plan.files > 1 or same is not None
         for _ in range(_ATTEMPTS):
             try:
-                with Directory(self._root, self._where(tgid, tid), pinned) as directory:
+                where = self._where(tgid, tid)
+                with Directory(self._root, where, pinned, self._through) as directory:
                     if self._ask:
                         access.check(directory)
                     if same is not None and not same(start_time(directory)):

@@ -17,7 +17,8 @@ from ..errors import (
 from ..kernel import KernelEngine, completion, recheck
 from ..kernel.bpf import BpfError
 from ..kernel.facts import Facts
-from ..kernel.identity import Reader
+from ..kernel.identity_reader import Reader
+from ..kernel.viewer_root import ViewerRoot
 from .confinement import Confinement, landlock_word
 
 TYPE_CHECKING = False
@@ -53,8 +54,10 @@ class _Shared:
 class Lease:
     """The right to ask for one identity; `close` it when the answer has been read."""
 
-    def __init__(self, backend: Backend, shared: _Shared) -> None:
+    def __init__(self, backend: Backend, shared: _Shared, identity: Identity) -> None:
         self._backend = backend
+        self._identity = identity
+        self._root: ViewerRoot | None = None
         self._shared: _Shared | None = shared
         self._engine = shared.engine
         self._turn = shared.turn
@@ -70,11 +73,19 @@ class Lease:
             return self._engine.open(request)
 
     def stream(self, request: Request) -> Iterator[bytes]:
-        """The answer, in chunks of whole processes."""
-        return self._engine.stream(request)
+        """The answer, in chunks of whole processes.
+
+        Raises AccessDenied if it has paths that cannot be given as the client sees them.
+        """
+        if request.show & Show.VMA and self._root is None:
+            self._root = self._backend.root_of(self._identity)
+        return self._engine.stream(request, self._root)
 
     def close(self) -> None:
         """Give the right back."""
+        if self._root is not None:
+            self._root.close()
+            self._root = None
         if self._shared is not None:
             self._backend.release(self._shared)
             self._shared = None
@@ -97,6 +108,7 @@ class Backend:
         own.prepare(Show.VMA | Show.STATM)
         own.close()
         self._reader = Reader(self.facts, *self._home)
+        self._own = self._reader.of_task(os.getpid())
         try:
             self._confinement = Confinement(landlock_word(self._reader))
         except OSError as error:
@@ -145,7 +157,16 @@ class Backend:
             self._engines[key] = shared
             shared.leases += 1
             self._evict(identity.user)
-        return Lease(self, shared)
+        return Lease(self, shared, identity)
+
+    def root_of(self, identity: Identity) -> ViewerRoot | None:
+        """The client's root directory, None where paths from ours are the same.
+
+        Raises AccessDenied if it cannot be had any more.
+        """
+        if identity.shares_paths(self._own):
+            return None
+        return ViewerRoot.of(identity, self._reader)
 
     def release(self, shared: _Shared) -> None:
         """Take back what `lease` gave."""

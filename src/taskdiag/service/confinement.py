@@ -17,7 +17,8 @@ from ..kernel.identity import SECURITY_WORDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..kernel.identity import Identity, Reader
+    from ..kernel.identity import Identity
+    from ..kernel.identity_reader import Reader
 
 __all__ = ("Confinement", "landlock_word")
 

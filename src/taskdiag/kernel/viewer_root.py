@@ -1,0 +1,112 @@
+"""The root directory of a viewer: what paths in its answers are relative to.
+
+d_path() makes paths that start at the root directory of the task that *reads* (fs/d_path.c),
+also when a program calls it.  A viewer in a chroot is to see what its own /proc would show
+it, so a thread of the service takes on the viewer's root for the reads that make paths.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+from ..errors import AccessDenied, NoSuchProcess
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .identity import Identity
+    from .identity_reader import Reader
+
+__all__ = ("ViewerRoot",)
+
+_CLONE_FS = 0x200
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class ViewerRoot:
+    """A root directory, pinned by a descriptor.  Free it by `close`.
+
+    ``fd`` is a descriptor of the directory and belongs to the object from now on.
+
+    Raises AccessDenied if this process may not take it on: that takes CAP_SYS_CHROOT, and
+    the right to enter the directory.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._unshare = ctypes.CDLL(None, use_errno=True).unshare
+        self._fds = [fd]
+        try:
+            self._fds.append(os.open("/", _DIRECTORY))
+            self.call(os.getpid)
+        except OSError as error:
+            self.close()
+            raise _denied(error.strerror or "") from None
+
+    @classmethod
+    def of(cls, identity: Identity, reader: Reader) -> ViewerRoot:
+        """The root that a client had when its identity was read.
+
+        Raises AccessDenied if it has another one by now, or is gone: then there is nobody
+        to take it from.
+        """
+        if identity.root is None:
+            raise _denied("the client is gone")
+        try:
+            fd = os.open(f"/proc/{identity.tid}/root", _DIRECTORY)
+        except OSError as error:
+            raise _denied(error.strerror or "") from None
+        try:
+            # After the directory was opened: if the same process still has that number
+            # now, then it had it in between as well.
+            now = reader.of_task(identity.tid)
+        except NoSuchProcess:
+            os.close(fd)
+            raise _denied("the client is gone") from None
+        except BaseException:
+            os.close(fd)
+            raise
+        if (now.pid, now.start, now.root) != (identity.pid, identity.start, identity.root):
+            os.close(fd)
+            raise _denied("the client has changed it")
+        return cls(fd)
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """``function(*args)`` with that root, in this thread alone.
+
+        The function must be a single system call that looks up no path: below this root
+        every name is the client's.  If the old root cannot be restored, the process ends.
+        """
+        root, own = self._fds
+        # So that other threads keep theirs; nothing to do for the kernel the next time.
+        if self._unshare(_CLONE_FS):
+            raise OSError(ctypes.get_errno(), "unshare(CLONE_FS) failed")
+        chroot, fchdir, entered = os.chroot, os.fchdir, False
+        try:
+            fchdir(root)
+            entered = True
+            try:
+                chroot(".")
+            except OSError:
+                entered = False
+                raise
+            return function(*args)
+        finally:
+            try:
+                fchdir(own)
+                if entered:
+                    chroot(".")
+            except BaseException:
+                os.abort()
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        while self._fds:
+            os.close(self._fds.pop())
+
+
+def _denied(why: str) -> AccessDenied:
+    return AccessDenied(errno.EACCES, f"the client's root directory cannot be taken on: {why}")
