@@ -17,7 +17,7 @@ from taskdiag import Dump, Show
 from taskdiag.errors import EngineUnavailable, NoSuchProcess
 from taskdiag.kernel import KernelEngine
 from taskdiag.kernel import completion as module
-from taskdiag.kernel.identity import Reader
+from taskdiag.kernel.identity_reader import Reader
 from taskdiag.procfs import TaskReader
 from taskdiag.task import Task
 
