@@ -116,8 +116,10 @@ def compile_request(
         at += 4 + abi.GROUPS[attr].size
     # With an access rule two subprograms run deep, which take 32 bytes of stack each.
     deep = viewer.rule is not None and FRAME + at > 512 - 2 * 32
-    arena = variable or deep or (sums and sched.needs_room(facts))
+    any_thread = request.threads or request.strategy == Dump.ONE
+    arena = variable or deep or (sums and (any_thread or sched.needs_room(facts)))
     c = emitter(facts, viewer, threads=request.threads, size=at, arena=arena, host=host)
+    c.any_thread = any_thread
 
     prologue(c, request)
     _header(c, request.seq)
@@ -194,7 +196,10 @@ def _rcu(c: Emitter, sleepable: bool, action: str) -> None:
 
 
 def prologue(c: Emitter, request: Request) -> None:
-    """Take the context apart and leave when the task is none that was asked for."""
+    """Take the context apart, and leave if the task was not asked for.
+
+    The pid of THREAD and CHILDREN must be that of the process, not of one of its threads.
+    """
     facts = c.facts
     c.note("context")
     c.load(TASK, R1, facts.member("bpf_iter__task", "task").offset)
@@ -208,7 +213,7 @@ def prologue(c: Emitter, request: Request) -> None:
     c.load(SIGNAL, TASK, facts.member("task_struct", "signal").offset)
     if c.arena:
         c.map_value(ARENA, "arena", ARENA_LOCALS)
-    if not request.threads:
+    if not c.any_thread:
         c.note("group leaders")
         c.follow(R1, TASK, "task_struct", "pid")
         c.follow(R2, TASK, "task_struct", "tgid")
@@ -217,7 +222,7 @@ def prologue(c: Emitter, request: Request) -> None:
     if c.viewer.foreign and request.strategy in (Dump.ONE, Dump.THREAD):
         # The iterator cannot be narrowed to a number of another pid namespace.
         c.note("process")
-        pid.tgid_nr(c)
+        (pid.pid_nr if request.strategy == Dump.ONE else pid.tgid_nr)(c)
         c.mov(R1, request.pid)
         c.jump("!=", R0, R1, "skip")
     if request.strategy == Dump.CHILDREN:

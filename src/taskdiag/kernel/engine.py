@@ -181,12 +181,13 @@ class KernelEngine:
         kernel refuses is raised here: EngineUnavailable, NoSuchProcess, VerifierError.
         """
         viewer = self._view(fresh=True)
+        if request.strategy in (Dump.THREAD, Dump.CHILDREN):
+            process = self._process(request.pid)
+            request = Request(request.show, request.strategy, process, request.seq)
         elsewhere = self._elsewhere(request)
         inside = request
         if elsewhere:
             inside = Request(request.show & ~elsewhere, request.strategy, request.pid, request.seq)
-        if request.strategy == Dump.CHILDREN:
-            self._require(request.pid)
         key, loaded = self._load(inside, numbered=bool(elsewhere))
         try:
             fd = loaded.iterate(**_narrowed(request, viewer))
@@ -255,16 +256,46 @@ class KernelEngine:
             raise NoSuchProcess(request.pid)
         return iter((in_order(data) if request.strategy == Dump.THREAD else data,))
 
-    def _require(self, pid: int) -> None:
-        """Raises NoSuchProcess unless the process is there."""
-        for _ in self.stream(Request(Show(0), Dump.ONE, pid)):
-            pass
+    def _process(self, pid: int) -> int:
+        """The process of a thread; both are numbers of the viewer's pid namespace.
+
+        Raises NoSuchProcess if no thread has that number, or it is not the viewer's to see.
+        """
+        from .recheck import CHECK
+
+        found = self._find(pid) if self._view().foreign else self._check(pid)
+        if found:
+            return int(CHECK.unpack(found)[1])
+        if pid == 1 and self._own:
+            # Some kernels hide it from iterators: see with_init().
+            from ..procfs import ProcfsEngine
+
+            for _ in ProcfsEngine().stream(Request(0, Dump.ONE, 1)):
+                return 1
+        raise NoSuchProcess(pid)
+
+    def _find(self, pid: int) -> bytes:
+        """What `recheck` says of a thread, by its number in the viewer's pid namespace."""
+        from .recheck import check_program
+
+        loaded = self._insert(check_program(self.facts, self._view(), pid))
+        try:
+            fd = loaded.iterate()
+            try:
+                return b"".join(data for data, _ in loaded.read(fd))
+            finally:
+                os.close(fd)
+        finally:
+            loaded.close()
 
     def _load(self, request: Request, *, numbered: bool = False) -> tuple[object, Loaded]:
         """A loaded program for a request: one that lies idle, or a new one."""
         viewer = self._view()
         compiled_in = request.strategy == Dump.CHILDREN or (viewer.foreign and request.pid)
-        narrow = request.strategy if compiled_in else request.threads
+        narrow = request.strategy
+        if narrow == Dump.THREAD and not compiled_in:
+            # The program for all threads; the iterator is narrowed.
+            narrow = Dump.ALL_THREAD
         # Deferred messages are completed too.
         numbered = viewer.foreign and (numbered or bool(request.show & (Show.CMDLINE | Show.VMA)))
         key = (int(request.show), narrow, request.pid if compiled_in else 0, request.seq, numbered)

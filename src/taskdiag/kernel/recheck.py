@@ -29,10 +29,14 @@ __all__ = ("CHECK", "check_program")
 CHECK = Struct("=IIQQI4x")
 
 
-def check_program(facts: Facts, viewer: Viewer) -> Program:
-    """Write a CHECK about the task, if the viewer may see it."""
+def check_program(facts: Facts, viewer: Viewer, pid_nr: int = 0) -> Program:
+    """Write a CHECK about the task, if the viewer may see it.
+
+    With ``pid_nr`` only about the thread to which the viewer's pid namespace gives that
+    number.
+    """
     c = Emitter(facts, viewer, threads=True, size=CHECK.size, arena=False, host=Host())
-    prologue(c, Request(0, Dump.ALL_THREAD))
+    prologue(c, Request(0, Dump.ONE, pid_nr) if pid_nr else Request(0, Dump.ALL_THREAD))
     c.note("check")
     pid.tgid_nr(c)
     c.put(4, R0, 4)

@@ -34,7 +34,7 @@ def attributes(
     """The attributes of one task, as types and payloads, and its VMA records.
 
     ``pid`` is the process, ``tid`` the thread, None meaning the leader.  With ``whole``
-    STAT is that of the whole process, without it that of the thread.  VMA records come
+    STAT is that of the whole process, without it that of the thread, and VMA records come
     with the leader only.  None if there is no such task, or not any more.
 
     >>> attrs, vmas = attributes(1, None, Show.BASE)
@@ -45,11 +45,11 @@ def attributes(
     Nobody is asked whether the caller may see the task.  Raises EngineUnavailable, and
     OSError with the path of the file that could not be read.
     """
-    leader = tid is None or tid == pid
-    where = str(pid) if whole and leader else f"{pid}/task/{tid or pid}"
+    tid = tid or pid
+    where = str(tid) if whole else f"{pid}/task/{tid}"
     proc = open_procfs() if root is None else root
     try:
-        return read_task(proc, where, plan_for(show), leader, ask=False)
+        return read_task(proc, where, plan_for(show), whole or tid == pid, False, pid)
     finally:
         if root is None:
             os.close(proc)
@@ -72,12 +72,20 @@ def read_message(
             message = make(status, stat, tid, tgid, seq)
             if message is not None:
                 return message
-    answer = read_task(root, where, plan, tid == tgid, ask)
+    # /proc/TID shows the mappings of any thread.
+    mapped = tid == tgid or "/" not in where
+    answer = read_task(root, where, plan, mapped, ask, tgid)
     return None if answer is None else pack_task(tid, tgid, answer[0], answer[1], seq)
 
 
-def read_task(root: int, where: str, plan: Plan, leader: bool, ask: bool) -> Answer | None:
-    """The same for a directory below ``root``; with ``ask`` only if the caller may see it."""
+def read_task(
+    root: int, where: str, plan: Plan, mapped: bool, ask: bool, tgid: int
+) -> Answer | None:
+    """The same for a directory below ``root``, which must be one of process ``tgid``.
+
+    ``mapped`` says whether VMA records are wanted; with ``ask`` it is None also if the
+    caller may not see the task.
+    """
     # A single file is of one moment and one task anyway.
     pinned = ask or plan.files > 1
     for _ in range(_ATTEMPTS):
@@ -85,7 +93,7 @@ def read_task(root: int, where: str, plan: Plan, leader: bool, ask: bool) -> Ans
             with Directory(root, where, pinned) as directory:
                 if ask:
                     access.check(directory)
-                return read_directory(plan, directory, leader, ask)
+                return read_directory(plan, directory, mapped, ask, tgid)
         except Vanished:
             return None
         except Changed:
@@ -93,8 +101,12 @@ def read_task(root: int, where: str, plan: Plan, leader: bool, ask: bool) -> Ans
     return None
 
 
-def read_directory(plan: Plan, directory: Directory, leader: bool, strict: bool) -> Answer:
+def read_directory(
+    plan: Plan, directory: Directory, mapped: bool, strict: bool, tgid: int | None = None
+) -> Answer:
     """The attributes of the task of a directory.
+
+    ``tgid`` is its process, by default the one that the directory's name starts with.
 
     A caller who may see every task may still be kept from the mappings of one by a
     security module.  That one then has no VMA records, unless ``strict``: then it is
@@ -108,7 +120,8 @@ def read_directory(plan: Plan, directory: Directory, leader: bool, strict: bool)
     has_mm: bool | None = None
     if plan.status is not None:
         values = plan.status(directory.read("status"))
-        if values[-1] == b"0" or values[-2] != directory.where.partition("/")[0].encode():
+        process = tgid or directory.where.partition("/")[0]
+        if values[-1] == b"0" or values[-2] != str(process).encode():
             raise Vanished(directory.where)
         has_mm = values[-3] is not None
         if plan.comm is not None:
@@ -132,7 +145,7 @@ def read_directory(plan: Plan, directory: Directory, leader: bool, strict: bool)
         if has_mm:
             attrs.append((_CMDLINE, args))
     vmas: list[bytes] = []
-    if plan.mappings and leader and has_mm is not False:
+    if plan.mappings and mapped and has_mm is not False:
         try:
             vmas = _vmas(plan, directory, has_mm)
         except Refused:
