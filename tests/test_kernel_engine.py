@@ -86,7 +86,6 @@ def test_requests_of_one_shape_share_a_program(
     engine: KernelEngine, loads: list[int], population: Population
 ) -> None:
     for _ in range(3):
-        read(engine, Show.BASE | Show.STAT)
         read(engine, Show.BASE | Show.STAT, Dump.ALL)
     assert len(loads) == 1
     for pid in (population["plain"].pid, population["threads"].pid):
