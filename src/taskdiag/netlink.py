@@ -32,6 +32,7 @@ __all__ = (
     "pack_task",
     "pack_vma",
     "rechunk",
+    "shorten",
     "vma_records",
 )
 
@@ -80,22 +81,25 @@ def pack_task(
     attrs: Iterable[tuple[int, bytes]],
     vmas: Iterable[bytes] = (),
     seq: int = 0,
+    longest: int = LONGEST,
+    flags: int = 0,
 ) -> bytes:
-    """The messages about one task: one, or several joined by CONT where one is too short.
+    """The messages about one task: one, or several joined by CONT if one is too short.
 
-    ``attrs`` are types and payloads; ``vmas`` are records from `pack_vma`, packed
-    into as few VMA attributes as hold them.  A payload beyond a u16 (a very long
-    command line) goes on in an attribute of the same type in the next message.
+    ``attrs`` are types and payloads; ``vmas`` are records from `pack_vma`, packed into as
+    few VMA attributes as hold them.  No message has more than ``longest`` bytes, a
+    multiple of 4.  A payload that does not fit (a very long command line) goes on in an
+    attribute of the same type in the next message.  ``flags`` are those of the last
+    message.
     """
-    room = LONGEST - MSG.size
+    room = longest - MSG.size
     if not vmas:
         # Nearly all tasks: everything fits one message.
         attrs = list(attrs)
         if sum([7 + len(payload) for _, payload in attrs]) <= room:
             body = b"".join([attr(kind, payload) for kind, payload in attrs])
-            return (
-                MSG.pack(MSG.size + len(body), RESPONSE, NLM_F_MULTI, seq, 0, pid, tgid, 0) + body
-            )
+            length = MSG.size + len(body)
+            return MSG.pack(length, RESPONSE, NLM_F_MULTI, seq, 0, pid, tgid, flags) + body
     bodies: list[bytearray] = [bytearray()]
 
     def put(kind: int, payload: bytes) -> None:
@@ -124,11 +128,46 @@ def pack_task(
     return b"".join(
         MSG.pack(
             MSG.size + len(body), RESPONSE, NLM_F_MULTI, seq, 0,
-            pid, tgid, MSG_FLAG_CONT if index < last else 0,
+            pid, tgid, MSG_FLAG_CONT if index < last else flags,
         )
         + body
         for index, body in enumerate(bodies)
     )  # fmt: skip
+
+
+def shorten(data: bytes, longest: int) -> bytes:
+    """The same answer in messages of at most ``longest`` bytes, a multiple of 4.
+
+    ``data`` holds whole messages.  One that is longer becomes several, joined by CONT:
+    mappings are divided between records, a command line anywhere.
+    """
+    if len(data) <= longest:
+        return data
+    pieces = []
+    done = at = 0
+    size = len(data)
+    while at < size:
+        (length,) = _LENGTH.unpack_from(data, at)
+        if length > longest:
+            pieces += [data[done:at], _divided(data[at : at + length], longest)]
+            done = at + length
+        at += length
+    return b"".join([*pieces, data[done:]]) if pieces else data
+
+
+def _divided(message: bytes, longest: int) -> bytes:
+    _, _, _, seq, _, pid, tgid, flags = MSG.unpack_from(message)
+    attrs: list[tuple[int, bytes]] = []
+    vmas: list[bytes] = []
+    for kind, start, end in attributes(message, MSG.size, len(message)):
+        if kind == Attr.VMA:
+            vmas += [message[a:b] for a, b in vma_records(message, start, end)]
+        else:
+            attrs.append((kind, message[start:end]))
+    return pack_task(pid, tgid, attrs, vmas, seq, longest, flags)
+
+
+_LENGTH = Struct("=I")
 
 
 def messages(data: bytes, base: int = 0) -> Iterator[tuple[int, int, int, int, int]]:

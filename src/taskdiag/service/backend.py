@@ -7,15 +7,8 @@ import errno
 import os
 
 from ..abi import Dump, Show
-from ..errors import (
-    AccessDenied,
-    EngineUnavailable,
-    NoSuchProcess,
-    RequestError,
-    UnsupportedRequest,
-)
+from ..errors import AccessDenied, EngineUnavailable
 from ..kernel import KernelEngine, completion, recheck
-from ..kernel.bpf import BpfError
 from ..kernel.facts import Facts
 from ..kernel.identity import Reader
 from .confinement import Confinement, landlock_word
@@ -27,7 +20,7 @@ if TYPE_CHECKING:
     from ..kernel.identity import Identity
     from ..request import Request
 
-__all__ = ("Backend", "Lease", "errno_of")
+__all__ = ("Backend", "Lease", "label_of")
 
 # What the kernel engine imports when it is first needed is imported now: the package may
 # be replaced on disk by another version while the service runs.
@@ -173,23 +166,6 @@ class Backend:
         with self._lock:
             while self._engines:
                 self._engines.popitem()[1].engine.close()
-
-
-def errno_of(error: Exception) -> int:
-    """How an error is told to a client."""
-    if isinstance(error, NoSuchProcess):
-        return errno.ESRCH
-    if isinstance(error, UnsupportedRequest):
-        return errno.EOPNOTSUPP
-    if isinstance(error, RequestError):
-        return errno.EINVAL
-    if isinstance(error, AccessDenied):
-        return error.errno or errno.EPERM
-    if isinstance(error, (BpfError, EngineUnavailable)):
-        return errno.EIO
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-        return errno.EAGAIN
-    return errno.EIO
 
 
 def label_of(tid: int) -> bytes:

@@ -11,16 +11,10 @@ import errno
 import os
 from struct import Struct
 
-from ..errors import (
-    AccessDenied,
-    EngineUnavailable,
-    NoSuchProcess,
-    RequestError,
-    UnsupportedRequest,
-)
+from ..errors import EngineUnavailable
 from ..netlink import rechunk
 from ..readahead import readahead
-from .protocol import reply_error, socket_path
+from .protocol import error_of, reply_error, socket_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,7 +99,7 @@ class ServiceEngine:
             return fd
         if fd >= 0:
             os.close(fd)
-        raise _error(code, why, request)
+        raise error_of(code, why, request.pid)
 
 
 def _why(error: OSError) -> str:
@@ -118,18 +112,6 @@ def _descriptor(extra: list[tuple[int, int, bytes]]) -> int:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS and len(data) >= _FD.size:
             return int(_FD.unpack_from(data)[0])
     return -1
-
-
-def _error(code: int, why: str, request: Request) -> Exception:
-    if code == errno.ESRCH:
-        return NoSuchProcess(request.pid)
-    if code == errno.EINVAL:
-        return RequestError(why)
-    if code == errno.EOPNOTSUPP:
-        return UnsupportedRequest(why)
-    if code == errno.EPERM:
-        return AccessDenied(code, why)
-    return EngineUnavailable(code, why)
 
 
 def _chunks(fd: int) -> Iterator[bytes]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-from ..errors import RequestError
 from .protocol import socket_path
 
 __all__ = ("serve",)
@@ -16,24 +13,28 @@ def serve(path: str | None, file: str | None) -> int:
     ``path`` is that of the socket, ``file`` that of the file, if there is to be one.
     Raises RequestError, EngineUnavailable, OSError.
     """
+    path = path or socket_path()
     if file is None:
         from .server import Server
 
-        return Server(path or socket_path()).run()
-    from .file import FileProcess, clear
+        return Server(path).run()
+    return _with_file(path, file)
+
+
+def _with_file(path: str, file: str) -> int:
+    from .fileprocess import FileProcess
+    from .mount import Mountpoint
     from .server import Server
 
-    where, name = os.path.split(file)
-    where = os.path.abspath(where or ".")
-    clear(where)
-    if not name or not os.path.isdir(where):
-        raise RequestError(f"--file needs MOUNTPOINT/NAME, which {file!r} is not")
-    if os.listdir(where):
-        raise RequestError(f"--file needs an empty directory to mount on, which {where!r} is not")
-    process = FileProcess(where, name)
+    mountpoint = Mountpoint(file)
+    mountpoint.prepare()
     try:
-        server = Server(path or socket_path())
-        process.watch(server.stop)
-        return server.run() or process.status()
+        process = FileProcess(mountpoint)
+        try:
+            server = Server(path)
+            process.watch(server.stop)
+            return server.run() or process.status()
+        finally:
+            process.end()
     finally:
-        process.end()
+        mountpoint.remove()
