@@ -81,25 +81,21 @@ def pack_task(
     attrs: Iterable[tuple[int, bytes]],
     vmas: Iterable[bytes] = (),
     seq: int = 0,
-    longest: int = LONGEST,
-    flags: int = 0,
 ) -> bytes:
     """The messages about one task: one, or several joined by CONT if one is too short.
 
     ``attrs`` are types and payloads; ``vmas`` are records from `pack_vma`, packed into as
-    few VMA attributes as hold them.  No message has more than ``longest`` bytes, a
-    multiple of 4.  A payload that does not fit (a very long command line) goes on in an
-    attribute of the same type in the next message.  ``flags`` are those of the last
-    message.
+    few VMA attributes as hold them.  A payload beyond a u16 (a very long command line)
+    goes on in an attribute of the same type in the next message.
     """
-    room = longest - MSG.size
+    room = LONGEST - MSG.size
     if not vmas:
         # Nearly all tasks: everything fits one message.
         attrs = list(attrs)
         if sum([7 + len(payload) for _, payload in attrs]) <= room:
             body = b"".join([attr(kind, payload) for kind, payload in attrs])
             length = MSG.size + len(body)
-            return MSG.pack(length, RESPONSE, NLM_F_MULTI, seq, 0, pid, tgid, flags) + body
+            return MSG.pack(length, RESPONSE, NLM_F_MULTI, seq, 0, pid, tgid, 0) + body
     bodies: list[bytearray] = [bytearray()]
 
     def put(kind: int, payload: bytes) -> None:
@@ -128,7 +124,7 @@ def pack_task(
     return b"".join(
         MSG.pack(
             MSG.size + len(body), RESPONSE, NLM_F_MULTI, seq, 0,
-            pid, tgid, MSG_FLAG_CONT if index < last else flags,
+            pid, tgid, MSG_FLAG_CONT if index < last else 0,
         )
         + body
         for index, body in enumerate(bodies)
@@ -156,15 +152,41 @@ def shorten(data: bytes, longest: int) -> bytes:
 
 
 def _divided(message: bytes, longest: int) -> bytes:
-    _, _, _, seq, _, pid, tgid, flags = MSG.unpack_from(message)
-    attrs: list[tuple[int, bytes]] = []
-    vmas: list[bytes] = []
-    for kind, start, end in attributes(message, MSG.size, len(message)):
-        if kind == Attr.VMA:
-            vmas += [message[a:b] for a, b in vma_records(message, start, end)]
-        else:
-            attrs.append((kind, message[start:end]))
-    return pack_task(pid, tgid, attrs, vmas, seq, longest, flags)
+    _, kind, nlflags, seq, port, pid, tgid, flags = MSG.unpack_from(message)
+    room = longest - MSG.size
+    bodies = [bytearray()]
+    for group, start, end in attributes(message, MSG.size, len(message)):
+        for piece in _cut(message, group, start, end, room - 4):
+            if len(bodies[-1]) + align(4 + len(piece)) > room:
+                bodies.append(bytearray())
+            bodies[-1] += attr(group, piece)
+    # The last one is followed by what followed the message.
+    last = len(bodies) - 1
+    return b"".join(
+        MSG.pack(
+            MSG.size + len(body), kind, nlflags, seq, port, pid, tgid,
+            flags | MSG_FLAG_CONT if index < last else flags,
+        )
+        + body
+        for index, body in enumerate(bodies)
+    )  # fmt: skip
+
+
+def _cut(data: bytes, group: int, start: int, end: int, most: int) -> Iterator[bytes]:
+    """The payload between two offsets in pieces of at most ``most`` bytes."""
+    if group != Attr.VMA:
+        while end - start > most:
+            yield data[start : start + most]
+            start += most
+    else:
+        at = start
+        while end - start > most and at < end:
+            (length,) = _VMA_LEN.unpack_from(data, at + 52)
+            if at + length - start > most and at > start:
+                yield data[start:at]
+                start = at
+            at += length or end
+    yield data[start:end]
 
 
 _LENGTH = Struct("=I")

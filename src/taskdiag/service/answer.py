@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import threading
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from struct import Struct
 
@@ -12,7 +14,7 @@ from ..netlink import shorten
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Iterator
     from concurrent.futures import Future
 
     from ..request import Request
@@ -26,10 +28,11 @@ LONGEST_MESSAGE = 16384
 #: room ends between two messages.
 _BUFFER = 8 * mmap.PAGESIZE
 #: How often that is filled for one chunk.
-_FILLS = 4
-#: Threads that read ahead, for all open files together.  What they read takes no longer
-#: than one walk over the tasks of the host.
-_READERS = 4
+_FILLS = 2
+#: Chunks that are made before they are asked for.
+_AHEAD = 4
+#: Threads that read ahead, for all open files together.
+_READERS = 8
 
 _LENGTH = Struct("=I")
 
@@ -106,8 +109,9 @@ class Answer:
     def __init__(self, lease: Lease, request: Request) -> None:
         self._lease = lease
         fd = lease.open(request)
-        self._chunks = _short(lease.stream(request)) if fd is None else _ReadAhead(fd)
-        self._buffer = MessageBuffer(self._chunks)
+        self._source = _Short(lease.stream(request)) if fd is None else _Descriptor(fd)
+        self._ahead = _ReadAhead(self._source)
+        self._buffer = MessageBuffer(self._ahead)
 
     def read(self, size: int) -> bytes:
         """As `MessageBuffer.read`; raises what making the answer raises, too."""
@@ -115,37 +119,39 @@ class Answer:
 
     def close(self) -> None:
         """Stop, however much of it was read."""
-        self._chunks.close()
+        self._ahead.stop()
+        self._source.close()
         self._lease.close()
 
 
-def _short(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
-    for chunk in chunks:
-        yield shorten(chunk, LONGEST_MESSAGE)
+class _Short:
+    """Chunks of an answer, divided into messages that are not too long for the file."""
 
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
 
-class _ReadAhead:
-    """What an iterator's descriptor gives.  The next chunk is read while one is consumed."""
-
-    _pool: ThreadPoolExecutor | None = None
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._next: Future[bytes] | None = None
-
-    def __iter__(self) -> _ReadAhead:
+    def __iter__(self) -> _Short:
         return self
 
     def __next__(self) -> bytes:
-        chunk = self._fill() if self._next is None else self._next.result()
-        if not chunk:
-            raise StopIteration
-        if _ReadAhead._pool is None:
-            _ReadAhead._pool = ThreadPoolExecutor(_READERS, "reader")
-        self._next = _ReadAhead._pool.submit(self._fill)
-        return chunk
+        return shorten(next(self._chunks), LONGEST_MESSAGE)
 
-    def _fill(self) -> bytes:
+    def close(self) -> None:
+        close = getattr(self._chunks, "close", None)
+        if close is not None:
+            close()
+
+
+class _Descriptor:
+    """What an iterator's descriptor gives, several of its buffers at a time."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __iter__(self) -> _Descriptor:
+        return self
+
+    def __next__(self) -> bytes:
         pieces: list[bytes] = []
         while len(pieces) < _FILLS:
             try:
@@ -156,10 +162,84 @@ class _ReadAhead:
             if not piece:
                 break
             pieces.append(piece)
+        if not pieces:
+            raise StopIteration
         return b"".join(pieces)
 
     def close(self) -> None:
-        """Close the descriptor, when nothing is reading from it any more."""
-        if self._next is not None and not self._next.cancel():
-            self._next.exception()
         os.close(self._fd)
+
+
+class _ReadAhead:
+    """The same chunks, the next ones being made while one is consumed.
+
+    If the threads that do this are busy, or held up by answers that take long, the
+    consumer makes its next chunk itself.
+    """
+
+    _threads: ThreadPoolExecutor | None = None
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._change = threading.Condition()
+        self._ready: deque[bytes] = deque()
+        self._error: BaseException | None = None
+        self._ended = False
+        #: Makes chunks until enough are ready; None if it is done with that.
+        self._task: Future[None] | None = None
+
+    def __iter__(self) -> _ReadAhead:
+        return self
+
+    def __next__(self) -> bytes:
+        chunk = self._take()
+        if chunk is None:
+            chunk = next(self._chunks, b"")
+        if not chunk:
+            self._ended = True
+            raise StopIteration
+        with self._change:
+            if self._task is None and not self._ended and len(self._ready) <= _AHEAD // 2:
+                if _ReadAhead._threads is None:
+                    _ReadAhead._threads = ThreadPoolExecutor(_READERS, "reader")
+                self._task = _ReadAhead._threads.submit(self._make)
+        return chunk
+
+    def _take(self) -> bytes | None:
+        """The next chunk, b"" at the end; None if nobody makes it."""
+        with self._change:
+            while not self._ready:
+                if self._error is not None:
+                    raise self._error
+                if self._ended:
+                    return b""
+                if self._task is None or self._task.cancel():
+                    self._task = None
+                    return None
+                self._change.wait()
+            return self._ready.popleft()
+
+    def _make(self) -> None:
+        more = True
+        while more:
+            chunk, error = b"", None
+            try:
+                chunk = next(self._chunks, b"")
+            except BaseException as caught:
+                error = caught
+            with self._change:
+                if chunk:
+                    self._ready.append(chunk)
+                else:
+                    self._error, self._ended = error, True
+                more = not self._ended and len(self._ready) < _AHEAD
+                if not more:
+                    self._task = None
+                self._change.notify()
+
+    def stop(self) -> None:
+        """Make no more of them, and wait until the one that is being made is finished."""
+        with self._change:
+            self._ended = True
+            while self._task is not None and not self._task.cancel():
+                self._change.wait()
