@@ -2,9 +2,10 @@
  * A program written for the kernel interface of 2016 (/proc/task_diag): what it leaves
  * uninitialised here is filled with garbage, so that nobody comes to rely on it.
  *
- *     cc -o reference reference.c && ./reference /run/taskdiag/file [PID...]
+ *     cc -o reference examples/reference.c && ./reference /run/taskdiag/file [PID...]
  *
- * Prints, for everything and then for each PID, how many messages and bytes came.
+ * It parses what each read returned, and never joins two.  Prints, for everything and then
+ * for each PID, how many messages and bytes came.
  */
 #include <errno.h>
 #include <fcntl.h>

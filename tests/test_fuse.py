@@ -190,7 +190,7 @@ def test_long_messages_go_on_in_others(file: int, mounted: Mounted) -> None:
             assert [(vma.start, vma.name) for vma in task.vmas] == [
                 (vma.start, vma.name) for vma in same.vmas
             ]
-        shell.communicate()
+        shell.communicate(b"\n")
 
 
 def test_a_message_that_does_not_fit_stays(file: int) -> None:
