@@ -29,8 +29,8 @@ LONGEST_MESSAGE = 16384
 _BUFFER = 8 * mmap.PAGESIZE
 #: How often that is filled for one chunk.
 _FILLS = 2
-#: Chunks that are made before they are asked for.
-_AHEAD = 4
+#: Bytes that are made before they are asked for; one chunk in any case.
+_AHEAD = 4 * _FILLS * _BUFFER
 #: Threads that read ahead, for all open files together.
 _READERS = 8
 
@@ -183,6 +183,7 @@ class _ReadAhead:
         self._chunks = chunks
         self._change = threading.Condition()
         self._ready: deque[bytes] = deque()
+        self._held = 0
         self._error: BaseException | None = None
         self._ended = False
         #: Makes chunks until enough are ready; None if it is done with that.
@@ -199,7 +200,7 @@ class _ReadAhead:
             self._ended = True
             raise StopIteration
         with self._change:
-            if self._task is None and not self._ended and len(self._ready) <= _AHEAD // 2:
+            if self._task is None and not self._ended and self._held <= _AHEAD // 2:
                 if _ReadAhead._threads is None:
                     _ReadAhead._threads = ThreadPoolExecutor(_READERS, "reader")
                 self._task = _ReadAhead._threads.submit(self._make)
@@ -217,7 +218,9 @@ class _ReadAhead:
                     self._task = None
                     return None
                 self._change.wait()
-            return self._ready.popleft()
+            chunk = self._ready.popleft()
+            self._held -= len(chunk)
+            return chunk
 
     def _make(self) -> None:
         more = True
@@ -230,9 +233,10 @@ class _ReadAhead:
             with self._change:
                 if chunk:
                     self._ready.append(chunk)
+                    self._held += len(chunk)
                 else:
                     self._error, self._ended = error, True
-                more = not self._ended and len(self._ready) < _AHEAD
+                more = not self._ended and self._held < _AHEAD
                 if not more:
                     self._task = None
                 self._change.notify()
