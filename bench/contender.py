@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -138,19 +139,23 @@ class Reader(Command):
 class Served(Reader):
     """A C program that asks a service, which runs as long as this does.
 
-    ``program`` is `bench/c/ask.c`, ``way`` "file" or "socket", ``show`` the show flags.
-    Raises RunError if the service does not start.
+    ``program`` is `bench/c/ask.c` and ``show`` the show flags.  It asks by the file if there
+    is a ``binding``, the module for FUSE that the clean installation lacks, else by the
+    socket.  Raises RunError if the service does not start.
     """
 
     def __init__(
-        self, label: str, taskdiag: str | Path, program: str | Path, way: str, show: int
+        self, label: str, taskdiag: str | Path, program: str | Path, show: int, binding: str = ""
     ) -> None:
         self._where = tempfile.TemporaryDirectory(prefix="bench-")
         socket, file = f"{self._where.name}/socket", f"{self._where.name}/mount/task_diag"
         argv = [str(taskdiag), "serve", "--socket", socket]
-        if way == "file":
+        environment = dict(ENVIRONMENT)
+        if binding:
             argv += ["--file", file]
-        self._service = subprocess.Popen(argv, env=ENVIRONMENT, stderr=subprocess.PIPE)
+            shutil.copy(binding, self._where.name)
+            environment["PYTHONPATH"] = self._where.name
+        self._service = subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE)
         assert self._service.stderr is not None
         said = [self._service.stderr.readline()]
         while said[-1] and b"listening" not in said[-1]:
@@ -158,8 +163,8 @@ class Served(Reader):
         if not said[-1]:
             self.close()
             raise RunError(f"the service did not start: {b''.join(said).decode().strip()}")
-        path = file if way == "file" else socket
-        super().__init__(label, [program, way, path, str(show)])
+        way = ["file", file] if binding else ["socket", socket]
+        super().__init__(label, [program, *way, str(show)])
 
     def save(self, path: Path) -> None:
         """Write its answer to a file, for a check."""

@@ -6,6 +6,7 @@ One job per row of the table of goals; those without a ``target`` are told for i
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -148,19 +149,24 @@ def _read_threads(host: Host) -> Pair:
 _VMA, _VMA_STAT, _STAT = 1 << 2, 1 << 2 | 1 << 3, 1 << 4
 
 
-def _served(host: Host, way: str, show: int) -> Served:
+def _by_file(host: Host, show: int) -> Served:
+    found = importlib.util.find_spec("mfusepy")
+    if found is None or not found.origin:
+        raise Missing("mfusepy is not installed: pip install mfusepy")
     program = host.toolbox.program("ask")
-    return Served(f"C: the {way} of the service", host.installation.command, program, way, show)
+    return Served("C: the service's file", host.installation.command, program, show, found.origin)
 
 
 def _file_and_socket(host: Host) -> Any:
-    return _served(host, "file", _STAT), _served(host, "socket", _STAT)
+    ours = _by_file(host, _STAT)
+    program = host.toolbox.program("ask")
+    return ours, Served("C: its socket", host.installation.command, program, _STAT)
 
 
 def _file_and_proc(name: str, show: int) -> Callable[[Host], Any]:
     def build(host: Host) -> Any:
         peer = Reader(f"C: read /proc/PID/{name}", [host.toolbox.program("read_proc"), name])
-        return _served(host, "file", show), peer
+        return _by_file(host, show), peer
 
     return build
 
