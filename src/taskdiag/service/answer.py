@@ -157,7 +157,7 @@ class _Descriptor:
             try:
                 piece = os.read(self._fd, _BUFFER)
             except BlockingIOError:
-                # A long way without a task to show: the kernel pauses to be polite.
+                # After a million tasks without output the kernel returns EAGAIN.
                 continue
             if not piece:
                 break

@@ -1,4 +1,4 @@
-"""From somebody's request to an answer made for their eyes."""
+"""Who a client is, and an engine that answers for that client."""
 
 from __future__ import annotations
 
@@ -39,27 +39,25 @@ class _Shared:
         self.engine = engine
         self.user = user
         self.leases = 0
-        # Makers of iterators take turns, or each would load a program of its own.
-        self.turn = _thread.allocate_lock()
+        # One iterator is made at a time, or each would need a program of its own.
+        self.opening = _thread.allocate_lock()
 
 
 class Lease:
-    """The right to ask for one identity; `close` it when the answer has been read."""
+    """The use of an engine for one identity; `close` it when the answer has been read."""
 
     def __init__(self, backend: Backend, shared: _Shared) -> None:
         self._backend = backend
         self._shared: _Shared | None = shared
         self._engine = shared.engine
-        self._turn = shared.turn
+        self._opening = shared.opening
 
     def open(self, request: Request) -> int | None:
-        """A descriptor that holds the whole answer and needs nobody to go on; None where
-        it takes a `stream`.
-        """
+        """A descriptor to read the whole answer from; None if it takes a `stream`."""
         if request.strategy not in (Dump.ALL, Dump.ALL_THREAD):
-            # Whether there is such a process is known only when the answer is read.
+            # Reading it is the only way to find out whether there is such a process.
             return None
-        with self._turn:
+        with self._opening:
             return self._engine.open(request)
 
     def stream(self, request: Request) -> Iterator[bytes]:
@@ -67,7 +65,7 @@ class Lease:
         return self._engine.stream(request)
 
     def close(self) -> None:
-        """Give the right back."""
+        """Let the engine go, for others to use or to be freed."""
         if self._shared is not None:
             self._backend.release(self._shared)
             self._shared = None
@@ -86,7 +84,7 @@ class Backend:
         own = KernelEngine(facts=self.facts)
         self._host = own.host
         self._home = own.home()
-        # Everything about the host is asked now, as the service itself.
+        # Whatever has to be known about the host is found out now, with our own identity.
         own.prepare(Show.VMA | Show.STATM)
         own.close()
         self._reader = Reader(self.facts, *self._home)
@@ -106,13 +104,13 @@ class Backend:
         return self._checked(self._reader.of_socket(fd), label)
 
     def identify_task(self, tid: int, uid: int, gid: int, label: bytes) -> Identity:
-        """A thread that waits for us and acts with that fsuid and fsgid.
+        """A thread that waits for us, and must have that fsuid and fsgid.
 
         Raises AccessDenied, NoSuchProcess.
         """
         found = self._reader.of_task(tid)
         if (found.fsuid, found.fsgid) != (uid, gid):
-            raise AccessDenied(errno.EACCES, "somebody else has that number by now")
+            raise AccessDenied(errno.EACCES, "another thread has that id by now")
         return self._checked(found, label)
 
     def _checked(self, identity: Identity, label: bytes) -> Identity:
@@ -120,12 +118,12 @@ class Backend:
         if why:
             raise AccessDenied(errno.EACCES, f"confined by {why}")
         if not identity.nr:
-            # Its tasks are not among those that our iterators walk.
-            raise AccessDenied(errno.EACCES, "in a pid namespace that is not ours to see")
+            # Iterators walk our pid namespace and those below it.
+            raise AccessDenied(errno.EACCES, "in a pid namespace outside the service's")
         return identity
 
     def lease(self, identity: Identity) -> Lease:
-        """The right to ask on behalf of an identity."""
+        """The use of an engine that answers for an identity."""
         viewer = identity.viewer(self._home)
         key = viewer.key()
         with self._lock:
@@ -141,13 +139,13 @@ class Backend:
         return Lease(self, shared)
 
     def release(self, shared: _Shared) -> None:
-        """Take back what `lease` gave."""
+        """Called by `Lease.close`."""
         with self._lock:
             shared.leases -= 1
             self._evict(shared.user)
 
     def _evict(self, user: object) -> None:
-        """Free the engines that were not used for longest: this user's, then anyone's."""
+        """Free the least recently used engines: this user's, then anyone's."""
         own = [key for key, shared in self._engines.items() if shared.user == user]
         for keys, most in ((own, _ENGINES_EACH), (list(self._engines), _ENGINES)):
             surplus = len(keys) - most

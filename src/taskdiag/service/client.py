@@ -1,7 +1,7 @@
 """The service engine: asks the local service, and reads what it hands out.
 
-This module is on the way of every command of a user without privileges, so it imports
-next to nothing (the socket module alone takes milliseconds to import).
+Every command of a user without privileges imports this module, so it imports next to
+nothing itself (the socket module alone takes milliseconds).
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _chunks(fd: int) -> Iterator[bytes]:
             try:
                 return os.read(fd, _READ)
             except BlockingIOError:
-                # A long way without a task to show: the kernel pauses to be polite.
+                # After a million tasks without output the kernel returns EAGAIN.
                 continue
 
     try:

@@ -1,4 +1,4 @@
-"""What client and service say to each other: docs/protocol.md.
+"""The messages between client and service, as docs/protocol.md describes them.
 
 A client sends one request as one message.  The reply is one message too: a ``struct
 nlmsghdr`` of type NLMSG_ERROR and a ``struct nlmsgerr``.  Its ``error`` is 0 if the answer
