@@ -78,7 +78,8 @@ class Mountpoint:
                 os.statvfs(self.path)
                 dead = False
             except OSError as error:
-                dead = error.errno == errno.ENOTCONN
+                # The other is told to those who ask while the server dies.
+                dead = error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
             kind, source = _mounted(self.path)
             ours = kind.startswith("fuse") and source == _SOURCE
             if ours and dead:
