@@ -17,8 +17,8 @@ from taskdiag.abi import VmaFlag
 from taskdiag.netlink import messages
 
 __all__ = (
-    "CheckError", "bytes_of", "json_rows", "lines_by_pid", "map_lines", "maps_of", "same",
-    "stat_lines", "stats_of",
+    "CheckError", "bytes_of", "json_rows", "lines_by_pid", "map_lines", "mappings_of",
+    "maps_by_pid", "maps_of", "same", "stat_lines", "stats_of",
 )  # fmt: skip
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -121,6 +121,30 @@ def map_lines(text: str) -> dict[int, tuple[Any, ...]]:
             )
         )  # fmt: skip
     return {pid: (sorted(threads), vmas) for pid, (threads, vmas) in found.items()}
+
+
+def mappings_of(data: bytes) -> dict[int, list[tuple[int, int]]]:
+    """Of a stream with VMA, start and end of each process's mappings."""
+    return {
+        task.pid: [(vma.start, vma.end) for vma in task.vmas or ()]
+        for task in taskdiag.decode([data])
+    }
+
+
+def maps_by_pid(text: str) -> dict[int, list[tuple[int, int]]]:
+    """The same from maps or smaps, as c/read_proc.c prints them."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    current: list[tuple[int, int]] = []
+    for line in text.splitlines():
+        if line.isdigit():
+            current = found.setdefault(int(line), [])
+            continue
+        span = line.partition(" ")[0]
+        start, dash, end = span.partition("-")
+        # Lines of statistics have a colon there.
+        if dash and not span.endswith(":"):
+            current.append((int(start, 16), int(end, 16)))
+    return found
 
 
 def bytes_of(data: bytes) -> dict[int, str]:

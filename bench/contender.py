@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 __all__ = (
-    "ENVIRONMENT", "Command", "Contender", "Iterator", "Reader", "RunError", "Taken", "Worker",
-    "note",
+    "ENVIRONMENT", "Command", "Contender", "Iterator", "Reader", "RunError", "Served", "Taken",
+    "Worker", "note",
 )  # fmt: skip
 
 #: Whole commands run with this and nothing else, so that every host measures alike.
@@ -133,6 +134,54 @@ class Reader(Command):
     def check_output(self) -> str:
         """What it prints with an argument: what it read."""
         return Command(self.label, [*self.argv, "check"]).output()
+
+
+class Served(Reader):
+    """A C program that asks a service, which runs as long as this does.
+
+    ``program`` is `bench/c/ask.c` and ``show`` the show flags.  It asks by the file if there
+    is a ``binding``, the module for FUSE that the clean installation lacks, else by the
+    socket.  Raises RunError if the service does not start.
+    """
+
+    def __init__(
+        self, label: str, taskdiag: str | Path, program: str | Path, show: int, binding: str = ""
+    ) -> None:
+        self._where = tempfile.TemporaryDirectory(prefix="bench-")
+        socket, file = f"{self._where.name}/socket", f"{self._where.name}/mount/task_diag"
+        argv = [str(taskdiag), "serve", "--socket", socket]
+        environment = dict(ENVIRONMENT)
+        if binding:
+            argv += ["--file", file]
+            shutil.copy(binding, self._where.name)
+            environment["PYTHONPATH"] = self._where.name
+        self._service = subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE)
+        assert self._service.stderr is not None
+        said = [self._service.stderr.readline()]
+        while said[-1] and b"listening" not in said[-1]:
+            said.append(self._service.stderr.readline())
+        if not said[-1]:
+            self.close()
+            raise RunError(f"the service did not start: {b''.join(said).decode().strip()}")
+        way = ["file", file] if binding else ["socket", socket]
+        super().__init__(label, [program, *way, str(show)])
+
+    def save(self, path: Path) -> None:
+        """Write its answer to a file, for a check."""
+        with path.open("wb") as file:
+            done = subprocess.run(
+                [*self.argv, "check"], stdin=subprocess.DEVNULL, stdout=file, check=False
+            )
+        if done.returncode:
+            raise RunError(f"{' '.join(self.argv)}: status {done.returncode}")
+
+    def close(self) -> None:
+        """End the service."""
+        self._service.terminate()
+        self._service.wait()
+        assert self._service.stderr is not None
+        self._service.stderr.close()
+        self._where.cleanup()
 
 
 class _Process:

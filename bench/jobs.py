@@ -6,13 +6,14 @@ One job per row of the table of goals; those without a ``target`` are told for i
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import checks
-from .contender import Asking, Command, Contender, Iterator, Reader
+from .contender import Asking, Command, Contender, Iterator, Reader, Served
 from .host import Host, Missing
 from .measure import pair
 
@@ -57,7 +58,7 @@ def run(job: Job, host: Host, members: Sequence[int], runs: int) -> dict[str, An
     ours, peer = job.build(host)
     with contextlib.ExitStack() as stack:
         for contender in (ours, peer):
-            if isinstance(contender, (Asking, Iterator)):
+            if isinstance(contender, (Asking, Iterator, Served)):
                 stack.callback(contender.close)
         checked = job.check(host, ours, peer, members)
         found = pair(ours, peer, runs)
@@ -144,6 +145,32 @@ def _read_threads(host: Host) -> Pair:
     return _stream(host, "base,vma", 2), peer
 
 
+#: Show flags, as C programs have them.
+_VMA, _VMA_STAT, _STAT = 1 << 2, 1 << 2 | 1 << 3, 1 << 4
+
+
+def _by_file(host: Host, show: int) -> Served:
+    found = importlib.util.find_spec("mfusepy")
+    if found is None or not found.origin:
+        raise Missing("mfusepy is not installed: pip install mfusepy")
+    program = host.toolbox.program("ask")
+    return Served("C: the service's file", host.installation.command, program, show, found.origin)
+
+
+def _file_and_socket(host: Host) -> Any:
+    ours = _by_file(host, _STAT)
+    program = host.toolbox.program("ask")
+    return ours, Served("C: its socket", host.installation.command, program, _STAT)
+
+
+def _file_and_proc(name: str, show: int) -> Callable[[Host], Any]:
+    def build(host: Host) -> Any:
+        peer = Reader(f"C: read /proc/PID/{name}", [host.toolbox.program("read_proc"), name])
+        return _by_file(host, show), peer
+
+    return build
+
+
 def _ten(engine: str) -> Callable[[Host], Pair]:
     def build(host: Host) -> Pair:
         if not host.psutil:
@@ -195,6 +222,16 @@ def _saved(host: Host, contender: Any, name: str) -> Path:
 def _stat_check(host: Host, ours: Any, peer: Reader, members: Sequence[int]) -> int:
     mine = checks.stats_of(_saved(host, ours, "ours").read_bytes())
     return checks.same(members, mine, checks.stat_lines(peer.check_output()))
+
+
+def _served_check(host: Host, ours: Served, peer: Served, members: Sequence[int]) -> int:
+    mine = checks.bytes_of(_saved(host, ours, "ours").read_bytes())
+    return checks.same(members, mine, checks.bytes_of(_saved(host, peer, "peer").read_bytes()))
+
+
+def _file_maps_check(host: Host, ours: Served, peer: Reader, members: Sequence[int]) -> int:
+    mine = checks.mappings_of(_saved(host, ours, "ours").read_bytes())
+    return checks.same(members, mine, checks.maps_by_pid(peer.check_output()))
 
 
 def _threads_check(host: Host, ours: Any, peer: Reader, members: Sequence[int]) -> int:
@@ -250,6 +287,32 @@ JOBS = (
         _bytes_check,
         1.15,
         at_most=True,
+    ),
+    Job(
+        "file-stat",
+        "STAT of every process by the file and by the socket",
+        _file_and_socket,
+        _served_check,
+        1.5,
+        at_most=True,
+        tasks=20_000,
+    ),
+    Job(
+        "file-maps",
+        "the mappings of every process by the file",
+        _file_and_proc("maps", _VMA),
+        _file_maps_check,
+        3,
+        tasks=20_000,
+    ),
+    Job(
+        "file-smaps",
+        "the mappings with their statistics by the file",
+        _file_and_proc("smaps", _VMA_STAT),
+        _file_maps_check,
+        2,
+        at_most=True,
+        tasks=20_000,
     ),
     Job(
         "threads-vmas",

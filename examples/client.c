@@ -1,7 +1,7 @@
 /*
  * Print pid, parent and name of every process that the taskdiag service shows you.
  *
- *     taskdiag abi > taskdiag.h && cc -o client client.c && ./client
+ *     taskdiag abi > taskdiag.h && cc -I. -o client examples/client.c && ./client
  */
 #include <errno.h>
 #include <stdio.h>

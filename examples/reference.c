@@ -2,9 +2,10 @@
  * A program written for the kernel interface of 2016 (/proc/task_diag): what it leaves
  * uninitialised here is filled with garbage, so that nobody comes to rely on it.
  *
- *     cc -o reference reference.c && ./reference /run/taskdiag/file [PID...]
+ *     cc -o reference examples/reference.c && ./reference /run/taskdiag/file [PID...]
  *
- * Prints, for everything and then for each PID, how many messages and bytes came.
+ * It parses what each read returned, and never joins two.  Prints, for everything and then
+ * for each PID, how many messages and bytes came.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -34,35 +35,23 @@ static int transaction(int fd, __u64 strategy, __u32 pid)
 	request.what.dump_strategy = strategy;
 	request.what.pid = pid;
 	if (write(fd, &request, sizeof(request)) != sizeof(request))
-		return printf("%s\n", strerror(errno)), 0;
-	if (write(fd, &request, sizeof(request)) >= 0 || errno != EBUSY)
-		return printf("a second request was not refused\n"), 1;
-	/* An answer comes in whole messages only if the reader's buffer says so; join them. */
-	for (;;) {
-		static char whole[1 << 20];
-		static size_t held;
-		size_t at = 0;
+		return perror("write"), 1;
+	/* What one read returns is whole messages: it is parsed at once, and never joined. */
+	while ((got = read(fd, data, sizeof(data))) > 0) {
+		struct nlmsghdr *head = (void *)data;
+		int left = got;
 
-		got = read(fd, data, sizeof(data));
-		if (got < 0)
-			return perror("read"), 1;
-		if (got == 0)
-			break;
-		memcpy(whole + held, data, got);
-		held += got;
-		bytes += got;
-		while (held - at >= sizeof(struct nlmsghdr)) {
-			struct nlmsghdr *head = (void *)(whole + at);
-
-			if (head->nlmsg_len > held - at)
-				break;
+		for (; NLMSG_OK(head, left); head = NLMSG_NEXT(head, left)) {
 			if (head->nlmsg_type != 0xd101 || head->nlmsg_seq != request.head.nlmsg_seq)
 				return printf("not our answer\n"), 1;
 			messages++;
-			at += head->nlmsg_len;
 		}
-		memmove(whole, whole + at, held -= at);
+		if (left)
+			return printf("a read ended in the middle of a message\n"), 1;
+		bytes += got;
 	}
+	if (got < 0)
+		return printf("%s\n", strerror(errno)), errno != ESRCH;
 	printf("%ld messages, %ld bytes\n", messages, bytes);
 	return 0;
 }

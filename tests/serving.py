@@ -145,6 +145,29 @@ def listed(inside: int) -> set[int]:
     return {int(name) for name in os.listdir(inside) if name.isdigit()}
 
 
+def fingerprints(inside: int) -> dict[int, tuple[bytes, bytes]]:
+    """The processes that a procfs lists, each with its name and when it started."""
+    found = {}
+    for pid in listed(inside):
+        try:
+            fd = os.open(f"{pid}/stat", os.O_RDONLY, dir_fd=inside)
+        except OSError:
+            continue
+        with open(fd, "rb") as file, contextlib.suppress(OSError):
+            head, _, rest = file.read().rpartition(b") ")
+            found[pid] = head, rest.split()[19]
+    return found
+
+
+def started(pid: int) -> float:
+    """When a process started, in ticks since boot; never if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return float(file.read().rpartition(b") ")[2].split()[19])
+    except OSError:
+        return float("inf")
+
+
 def compare(
     path: str,
     become: Callable[[], Any],
@@ -167,24 +190,33 @@ def look(
     wait: float = 0,
     engine: Engine | None = None,
 ) -> dict[str, Any]:
-    """The same in this very process, which is not what it was afterwards."""
+    """The same in this very process, which is not what it was afterwards.
+
+    Everything is asked between the two listings: the processes of others come and go, get
+    numbers that others had, and become other users.  ``steady`` are those that both
+    listings show and that were the same, ``asked`` those that were asked for one by one,
+    ``began`` is when that was, in ticks since boot.
+    """
     inside = hidepid()
     become()
     engine = engine or ServiceEngine(path)
-    before = listed(inside)
+    began = time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK")
+    before = fingerprints(inside)
     time.sleep(wait)
     found = [task.pid for task in taskdiag.dump(show, engine=engine)]
-    after = listed(inside)
     assert found == sorted(set(found))
+    asked = [*sorted(before)[-40:], 4_000_000]
     single = []
-    for pid in sorted(before & after | {4_000_000})[-40:]:
+    for pid in asked:
         try:
             single += [task.pid for task in taskdiag.dump(show, pid=pid, engine=engine)]
         except NoSuchProcess:
             continue
+    after = fingerprints(inside)
     return {
         "before": sorted(before), "found": found, "after": sorted(after), "single": single,
-        "self": os.getpid(),
+        "steady": [pid for pid in before if before[pid] == after.get(pid)],
+        "asked": asked, "began": began, "self": os.getpid(),
     }  # fmt: skip
 
 

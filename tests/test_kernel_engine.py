@@ -86,15 +86,19 @@ def test_requests_of_one_shape_share_a_program(
     engine: KernelEngine, loads: list[int], population: Population
 ) -> None:
     for _ in range(3):
-        read(engine, Show.BASE | Show.STAT)
-        read(engine, Show.BASE | Show.STAT, Dump.ONE, population["plain"].pid)
         read(engine, Show.BASE | Show.STAT, Dump.ALL)
     assert len(loads) == 1
-    read(engine, Show.BASE | Show.STAT, Dump.ALL_THREAD)
-    read(engine, Show.BASE | Show.STAT, Dump.THREAD)
+    for pid in (population["plain"].pid, population["threads"].pid):
+        read(engine, Show.BASE | Show.STAT, Dump.ONE, pid)
     assert len(loads) == 2
-    read(engine, Show.BASE)
+    read(engine, Show.BASE | Show.STAT, Dump.ALL_THREAD)
     assert len(loads) == 3
+    # Another program tells whose thread it is.
+    for pid in (population["plain"].pid, population["threads"].pid):
+        read(engine, Show.BASE | Show.STAT, Dump.THREAD, pid)
+    assert len(loads) == 4
+    read(engine, Show.BASE)
+    assert len(loads) == 5
 
 
 def test_only_so_many_programs_are_kept(engine: KernelEngine) -> None:
@@ -345,9 +349,9 @@ def test_one_and_thread_do_not_walk_the_host(
     read(engine, EVERYTHING, Dump.ONE, plain)
     assert links == [(plain, 0)]
     read(engine, EVERYTHING, Dump.THREAD, threads)
-    assert links[1:] == [(0, threads)]
+    assert links[1:] == [(threads, 0), (0, threads)]
     read(engine, Show.BASE, Dump.ALL)
-    assert links[2:] == [(0, 0)]
+    assert links[3:] == [(0, 0)]
     del links[:]
     read(engine, Show.BASE, Dump.CHILDREN, os.getpid())
     # Whether there is such a process is asked of it alone.

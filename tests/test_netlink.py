@@ -19,6 +19,7 @@ from taskdiag.netlink import (
     pack_task,
     pack_vma,
     rechunk,
+    shorten,
     vma_records,
 )
 
@@ -146,3 +147,47 @@ def test_records_name_what_is_wrong(raw: bytes, offset: int, what: str) -> None:
     with pytest.raises(DecodeError, match=what) as caught:
         list(vma_records(raw, 0, len(raw), 10))
     assert caught.value.offset == 10 + offset
+
+
+@given(st.lists(tasks(), max_size=4), st.integers(1, 60), st.integers(0, 70_000))
+def test_shortened_messages_say_the_same(made: list[Made], count: int, length: int) -> None:
+    records = [
+        pack_vma(at, at + 1, 1, 0, 0, 0, 0, 0, b"x" * (at * 37 % 4000)) for at in range(count)
+    ]
+    arguments = bytes(index % 251 for index in range(length))
+    long = pack_task(5, 4, [(Attr.BASE, bytes(44)), (Attr.CMDLINE, arguments)], records, seq=9)
+    before = b"".join(task.pack() for task in made)
+    short = shorten(before + long + before, 16384)
+    assert all(end - at <= 16384 for at, end, *_ in messages(short))
+    assert b"".join(rechunk(reader(short, 1000))) == short
+    assert short.startswith(before)
+    assert short.endswith(before)
+    assert contents(short[len(before) : len(short) - len(before)]) == contents(long)
+
+
+def contents(raw: bytes) -> tuple[dict[int, bytes], list[bytes]]:
+    """Everything about one task: payloads put together, and VMA records."""
+    payloads: dict[int, bytes] = {}
+    records = []
+    for at, end, pid, tgid, flags in messages(raw):
+        assert (pid, tgid) == (5, 4)
+        assert flags == (MSG_FLAG_CONT if end < len(raw) else 0)
+        assert raw[at + 8] == 9
+        for kind, start, stop in attributes(raw, at + MSG.size, end):
+            if kind == Attr.VMA:
+                records += [raw[a:b] for a, b in vma_records(raw, start, stop)]
+            else:
+                payloads[kind] = payloads.get(kind, b"") + raw[start:stop]
+    return payloads, records
+
+
+def test_what_is_short_stays_as_it_is() -> None:
+    raw = pack_task(7, 6, [(Attr.CMDLINE, b"cat\0x")], seq=3) * 1000
+    assert shorten(raw, 16384) is raw
+
+
+def test_shortening_keeps_what_follows() -> None:
+    """The first of two messages about a process is still followed by the second."""
+    raw = pack_task(5, 5, [(Attr.CMDLINE, bytes(100_000))])
+    flags = [flags for *_, flags in messages(shorten(raw, 16384))]
+    assert flags == [MSG_FLAG_CONT] * (len(flags) - 1) + [0]

@@ -55,7 +55,7 @@ def in_one_go(plan: Plan, pid: int, status: bytes, stat: bytes) -> bytes | None:
 def in_steps(plan: Plan, pid: int, status: bytes, stat: bytes) -> bytes:
     directory = Bytes(pid, {"status": status, "stat": stat})
     directory.pinned = True
-    attrs, vmas = read_directory(plan, directory, None, False)
+    attrs, vmas = read_directory(plan, directory, pid, None, False)
     return pack_task(pid, pid, attrs, vmas, 7)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskdiag import Dump, Request, RequestError, Show, UnsupportedRequest
+from taskdiag import Dump, NoSuchProcess, Request, RequestError, Show, UnsupportedRequest
 from taskdiag.abi import REQUEST
 from taskdiag.request import parse_show
 
@@ -103,9 +103,26 @@ def test_extended_requests_are_refused() -> None:
 def test_any_bytes_are_a_request_or_an_error(raw: bytes) -> None:
     try:
         request = Request.decode(raw)
-    except RequestError:
+    except (RequestError, NoSuchProcess):
         return
     assert Request.decode(request.encode()) == request
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_unknown_show_flags_of_clients_are_ignored(show: int) -> None:
+    found = Request.decode(REQUEST.pack(40, 0, 1, 0, 0, show, Dump.ONE, 7)).show
+    assert found & ~Show.VMA == show & KNOWN & ~Show.VMA
+    assert bool(found & Show.VMA) == bool(show & (Show.VMA | Show.VMA_STAT))
+
+
+@pytest.mark.parametrize("strategy", list(Dump))
+def test_pid_0_of_clients_is_no_process(strategy: Dump) -> None:
+    raw = REQUEST.pack(40, 0, 1, 0, 0, 1, strategy, 0)
+    if strategy in (Dump.ALL, Dump.ALL_THREAD):
+        assert Request.decode(raw).pid == 0
+    else:
+        with pytest.raises(NoSuchProcess):
+            Request.decode(raw)
 
 
 def test_parse_show() -> None:

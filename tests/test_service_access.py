@@ -36,7 +36,17 @@ from population import (
     prctl,
     set_caps,
 )
-from serving import Service, compare, hidepid, kept_from_bpf, listed, look, running, service
+from serving import (
+    Service,
+    compare,
+    hidepid,
+    kept_from_bpf,
+    listed,
+    look,
+    running,
+    service,
+    started,
+)
 from taskdiag import Dump, Show
 from taskdiag.decoder import decode
 from taskdiag.errors import EngineUnavailable, NoSuchProcess
@@ -174,14 +184,12 @@ def standing() -> Iterator[dict[str, Child]]:
 def agree(answer: dict[str, Any], hidden: set[int]) -> None:
     """What was shown lies between what hidepid listed before and after."""
     before, found, after = (set(answer[key]) - hidden for key in ("before", "found", "after"))
-    assert before & after <= found
-    # Other processes of the host may have lived in between only.
-    assert not {pid for pid in found - before - after if os.path.exists(f"/proc/{pid}")}
-    assert set(answer["single"]) - hidden <= before | after
-    asked = sorted(set(answer["before"]) & set(answer["after"]) | {4_000_000})[-40:]
-    # They were asked for one by one later: some have ended.
-    alive = {pid for pid in asked if os.path.exists(f"/proc/{pid}")}
-    assert alive & before & after <= set(answer["single"])
+    steady, single = set(answer["steady"]) - hidden, set(answer["single"])
+    assert steady <= found
+    # A process that started in between may be gone again, or have become somebody else.
+    assert not {pid for pid in found - before - after if started(pid) < answer["began"]}
+    assert steady & set(answer["asked"]) <= single
+    assert single <= set(answer["before"])
 
 
 @pytest.mark.parametrize("show", ["base", "cmdline", "base,vma_stat"])

@@ -32,6 +32,7 @@ __all__ = (
     "pack_task",
     "pack_vma",
     "rechunk",
+    "shorten",
     "vma_records",
 )
 
@@ -81,11 +82,11 @@ def pack_task(
     vmas: Iterable[bytes] = (),
     seq: int = 0,
 ) -> bytes:
-    """The messages about one task: one, or several joined by CONT where one is too short.
+    """The messages about one task: one, or several joined by CONT if one is too short.
 
-    ``attrs`` are types and payloads; ``vmas`` are records from `pack_vma`, packed
-    into as few VMA attributes as hold them.  A payload beyond a u16 (a very long
-    command line) goes on in an attribute of the same type in the next message.
+    ``attrs`` are types and payloads; ``vmas`` are records from `pack_vma`, packed into as
+    few VMA attributes as hold them.  A payload beyond a u16 (a very long command line)
+    goes on in an attribute of the same type in the next message.
     """
     room = LONGEST - MSG.size
     attrs, vmas = list(attrs), list(vmas)
@@ -97,9 +98,8 @@ def pack_task(
             body = b"".join([attr(kind, payload) for kind, payload in attrs])
             if records:
                 body += attr(Attr.VMA, records)
-            return (
-                MSG.pack(MSG.size + len(body), RESPONSE, NLM_F_MULTI, seq, 0, pid, tgid, 0) + body
-            )
+            length = MSG.size + len(body)
+            return MSG.pack(length, RESPONSE, NLM_F_MULTI, seq, 0, pid, tgid, 0) + body
     bodies: list[bytearray] = [bytearray()]
 
     def put(kind: int, payload: bytes) -> None:
@@ -133,6 +133,67 @@ def pack_task(
         + body
         for index, body in enumerate(bodies)
     )  # fmt: skip
+
+
+def shorten(data: bytes, longest: int) -> bytes:
+    """The same answer in messages of at most ``longest`` bytes, a multiple of 4.
+
+    ``data`` holds whole messages.  One that is longer becomes several, joined by CONT:
+    mappings are divided between records, a command line anywhere.
+    """
+    if len(data) <= longest:
+        return data
+    pieces = []
+    done = at = 0
+    size = len(data)
+    while at < size:
+        (length,) = _LENGTH.unpack_from(data, at)
+        if length > longest:
+            pieces += [data[done:at], _divided(data[at : at + length], longest)]
+            done = at + length
+        at += length
+    return b"".join([*pieces, data[done:]]) if pieces else data
+
+
+def _divided(message: bytes, longest: int) -> bytes:
+    _, kind, nlflags, seq, port, pid, tgid, flags = MSG.unpack_from(message)
+    room = longest - MSG.size
+    bodies = [bytearray()]
+    for group, start, end in attributes(message, MSG.size, len(message)):
+        for piece in _cut(message, group, start, end, room - 4):
+            if len(bodies[-1]) + align(4 + len(piece)) > room:
+                bodies.append(bytearray())
+            bodies[-1] += attr(group, piece)
+    # The last one is followed by what followed the message.
+    last = len(bodies) - 1
+    return b"".join(
+        MSG.pack(
+            MSG.size + len(body), kind, nlflags, seq, port, pid, tgid,
+            flags | MSG_FLAG_CONT if index < last else flags,
+        )
+        + body
+        for index, body in enumerate(bodies)
+    )  # fmt: skip
+
+
+def _cut(data: bytes, group: int, start: int, end: int, most: int) -> Iterator[bytes]:
+    """The payload between two offsets in pieces of at most ``most`` bytes."""
+    if group != Attr.VMA:
+        while end - start > most:
+            yield data[start : start + most]
+            start += most
+    else:
+        at = start
+        while end - start > most and at < end:
+            (length,) = _VMA_LEN.unpack_from(data, at + 52)
+            if at + length - start > most and at > start:
+                yield data[start:at]
+                start = at
+            at += length or end
+    yield data[start:end]
+
+
+_LENGTH = Struct("=I")
 
 
 def messages(data: bytes, base: int = 0) -> Iterator[tuple[int, int, int, int, int]]:

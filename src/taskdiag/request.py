@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .abi import EXTENDED_REQUEST, REQUEST, REQUEST_SIZE, Dump, Show
-from .errors import RequestError, UnsupportedRequest
+from .errors import NoSuchProcess, RequestError, UnsupportedRequest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ class Request:
     Request(<Show.BASE: 1>, <Dump.ONE: 1>, pid=1)
 
     ``show`` may hold VMA_STAT alone; it lies inside VMA records, so it implies VMA.
-    ``pid`` matters to ONE, CHILDREN and THREAD only and must fit a u32; ``seq`` is
-    echoed in every message of the answer.
+    ``pid`` matters to ONE, CHILDREN and THREAD only and must fit a u32.  It may be the id
+    of any thread: ONE then shows that thread, as ``/proc/TID`` does, and the other two
+    mean its process.  ``seq`` is echoed in every message of the answer.
 
     Raises RequestError for flags, strategies and pids outside the contract.
     """
@@ -89,13 +90,15 @@ class Request:
 
     @classmethod
     def decode(cls, data: bytes) -> Request:
-        """Read a request off the wire.
+        """The request that a client has written.
 
-        Nothing but the length is read of the header's type and flags, and nothing
-        behind the structure: existing C clients leave both uninitialised.
+        It is taken as the reference took it.  Existing C clients leave the header's type
+        and flags and whatever follows the structure uninitialised, so none of that
+        matters, except that the extended type is refused.  Unknown show flags are
+        ignored.  Pid 0 is one that no process has.
 
-        Raises RequestError if it is short, longer than what was written or outside
-        the contract, UnsupportedRequest if it is of the extended type.
+        Raises RequestError if it is short, longer than what was written, or its strategy
+        is unknown; UnsupportedRequest if it is of the extended type; NoSuchProcess.
         """
         if len(data) < REQUEST_SIZE:
             raise RequestError(f"short request: {len(data)} bytes, at least {REQUEST_SIZE} needed")
@@ -106,7 +109,9 @@ class Request:
             )
         if kind == EXTENDED_REQUEST:
             raise UnsupportedRequest("extended requests (type 0xd102) are not supported yet")
-        return cls(show, strategy, pid, seq)
+        if not pid and strategy in _WITH_PID:
+            raise NoSuchProcess(pid)
+        return cls(show & _SHOW_ALL, strategy, pid, seq)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Request) and self.key() == other.key()

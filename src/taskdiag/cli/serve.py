@@ -16,10 +16,11 @@ hidepid=2 would show them.  Runs in the foreground until SIGTERM; needs root, or
 CAP_PERFMON and CAP_SYS_PTRACE.
 
   --socket PATH           listen there; TASKDIAG_SOCKET or /run/taskdiag.sock by default
-  --file MOUNTPOINT/NAME  also a file to write requests to and read answers from, which
-                          needs FUSE and pip install taskdiag[fuse]
+  --file MOUNTPOINT/NAME  also a file to write requests to and read answers from.  The
+                          mount point is made if it is missing.  Needs libfuse 3 or 2
+                          and pip install mfusepy
 
-A socket that systemd listens on comes before --socket.
+If systemd passes a socket, that one is used instead.
 """
 
 

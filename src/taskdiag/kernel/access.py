@@ -59,7 +59,7 @@ def filter_task(c: Emitter) -> None:
     c.mov(R1, R6)
     c.call_local("access")
     c.jump("==", R0, 0, "skip")
-    if c.threads:
+    if c.any_thread:
         c.load(R1, R6, c.facts.member("task_struct", "group_leader").offset)
         c.call_local("access")
         c.jump("==", R0, 0, "skip")

@@ -121,8 +121,10 @@ def compile_request(
     # Subprograms take 32 bytes of stack each; with an access rule two of them are active at
     # once, and one otherwise.
     deep = FRAME + at > 512 - (32 if viewer.rule is None else 64)
-    arena = variable or deep or (sums and sched.needs_room(facts))
+    any_thread = request.threads or request.strategy == Dump.ONE
+    arena = variable or deep or (sums and (any_thread or sched.needs_room(facts)))
     c = emitter(facts, viewer, threads=request.threads, size=at, arena=arena, host=host)
+    c.any_thread = any_thread
 
     prologue(c, request, by_number)
     _header(c, request.seq)
@@ -241,8 +243,9 @@ def _rcu(c: Emitter, sleepable: bool, action: str) -> None:
 
 
 def prologue(c: Emitter, request: Request, by_number: bool = False) -> None:
-    """Take the context apart and leave when the task is none that was asked for.
+    """Take the context apart, and leave if the task was not asked for.
 
+    The pid of THREAD and CHILDREN must be that of the process, not of one of its threads.
     With ``by_number`` the task is not the iterator's, but a thread of process 1, see
     `first_process`.
     """
@@ -261,7 +264,7 @@ def prologue(c: Emitter, request: Request, by_number: bool = False) -> None:
     c.load(SIGNAL, TASK, facts.member("task_struct", "signal").offset)
     if c.arena:
         c.map_value(ARENA, "arena", ARENA_LOCALS)
-    if not request.threads:
+    if not c.any_thread:
         c.note("group leaders")
         c.follow(R1, TASK, "task_struct", "pid")
         c.follow(R2, TASK, "task_struct", "tgid")
@@ -270,7 +273,7 @@ def prologue(c: Emitter, request: Request, by_number: bool = False) -> None:
     if c.viewer.foreign and request.strategy in (Dump.ONE, Dump.THREAD):
         # The iterator cannot be narrowed to a number of another pid namespace.
         c.note("process")
-        pid.tgid_nr(c)
+        (pid.pid_nr if request.strategy == Dump.ONE else pid.tgid_nr)(c)
         c.mov(R1, request.pid)
         c.jump("!=", R0, R1, "skip")
     if request.strategy == Dump.CHILDREN:

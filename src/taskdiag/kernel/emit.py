@@ -91,7 +91,8 @@ class Host:
 class Emitter(Assembler):
     """An assembler that knows the running kernel's types and the message being built.
 
-    ``threads`` says that messages are per thread.  ``size`` is that of the fixed part
+    ``threads`` says that messages are per thread, and ``any_thread`` that the task may be
+    one that is not the leader of its process.  ``size`` is that of the fixed part
     of the message, which lies on the stack, or at the start of the arena with
     ``arena``.  ``host`` is what no type information tells.
     """
@@ -110,6 +111,7 @@ class Emitter(Assembler):
         self.facts = facts
         self.viewer = viewer
         self.threads = threads
+        self.any_thread = threads
         self.arena = arena
         self.host = host
         self._out, self._start = (ARENA, 0) if arena else (R10, -(FRAME + (size + 7 & ~7)))

@@ -219,6 +219,9 @@ class KernelEngine:
         not be the viewer's; to be kept open until the answer has been read.
         """
         viewer = self._view(fresh=True)
+        if request.strategy in (Dump.THREAD, Dump.CHILDREN):
+            process = self._process(request.pid)
+            request = Request(request.show, request.strategy, process, request.seq)
         elsewhere = self._elsewhere(request)
         first = self._first_process(request, elsewhere, root)
         if first and request.strategy in (Dump.ONE, Dump.THREAD):
@@ -226,8 +229,6 @@ class KernelEngine:
         inside = request
         if elsewhere:
             inside = Request(request.show & ~elsewhere, request.strategy, request.pid, request.seq)
-        if request.strategy == Dump.CHILDREN:
-            self._require(request.pid)
         key, loaded = self._load(inside, numbered=bool(elsewhere))
         try:
             fd = loaded.iterate(**_narrowed(request, viewer))
@@ -294,7 +295,7 @@ class KernelEngine:
     def _present(self, chunks: Iterator[bytes], request: Request) -> Iterator[bytes]:
         """The same chunks; NoSuchProcess now if there are none, and threads in order."""
         data = b"".join(chunks)
-        if not data and request.pid == 1 and self._own:
+        if not data and self._own and request.pid in first_process.threads():
             # Hidden from iterators by some kernels: see with_init().
             from ..procfs import ProcfsEngine
 
@@ -303,10 +304,36 @@ class KernelEngine:
             raise NoSuchProcess(request.pid)
         return iter((in_order(data) if request.strategy == Dump.THREAD else data,))
 
-    def _require(self, pid: int) -> None:
-        """Raises NoSuchProcess unless the process is there."""
-        for _ in self.stream(Request(Show(0), Dump.ONE, pid)):
-            pass
+    def _process(self, pid: int) -> int:
+        """The process of a thread; both are numbers of the viewer's pid namespace.
+
+        Raises NoSuchProcess if no thread has that number, or it is not the viewer's to see.
+        """
+        from .recheck import CHECK
+
+        found = self._find(pid) if self._view().foreign else self._check(pid).get(pid)
+        if found:
+            return int(CHECK.unpack(found)[1])
+        if not self._view().foreign and pid in first_process.threads():
+            # Some kernels hide process 1 from iterators.
+            if self._own:
+                from ..procfs import ProcfsEngine
+
+                for _ in ProcfsEngine().stream(Request(0, Dump.ONE, pid)):
+                    return 1
+            elif self._hides_first() and self._check(pid, by_number=True):
+                return 1
+        raise NoSuchProcess(pid)
+
+    def _find(self, pid: int) -> bytes:
+        """What `recheck` says of a thread, by its number in the viewer's pid namespace."""
+        from .recheck import check_program
+
+        loaded = self._insert(check_program(self.facts, self._view(), pid))
+        try:
+            return loaded.read_whole(0)
+        finally:
+            loaded.close()
 
     def _first_process(
         self, request: Request, elsewhere: Show, root: ViewerRoot | None
@@ -325,14 +352,18 @@ class KernelEngine:
             request.strategy in (Dump.ONE, Dump.THREAD) and request.pid not in tids
         ):
             return []
+        if request.strategy == Dump.ONE:
+            tids = [request.pid]
+        elif not request.threads:
+            tids = [1]
         elsewhere |= first_process.left_to_procfs(request.show, request.threads)
-        strategy = Dump.ALL_THREAD if request.threads else Dump.ALL
-        inside = Request(request.show & ~elsewhere, strategy, 0, request.seq)
+        strategy = Dump.ALL_THREAD if request.threads else Dump.ONE
+        inside = Request(request.show & ~elsewhere, strategy, 1, request.seq)
         key, loaded = self._load(inside, by_number=True)
         try:
             found = []
-            for tid in tids if request.threads else [1]:
-                data = self._read_by_number(loaded, tid, request, elsewhere, root)
+            for tid in tids:
+                data = self._read_by_number(loaded, tid, inside, request, elsewhere, root)
                 if data:
                     found.append((tid, data))
             return found
@@ -340,9 +371,15 @@ class KernelEngine:
             self._keep(key, loaded)
 
     def _read_by_number(
-        self, loaded: Loaded, tid: int, request: Request, elsewhere: Show, root: ViewerRoot | None
+        self,
+        loaded: Loaded,
+        tid: int,
+        inside: Request,
+        request: Request,
+        elsewhere: Show,
+        root: ViewerRoot | None,
     ) -> bytes:
-        """The messages about one thread, complete."""
+        """The messages about one thread, complete; ``inside`` is what ``loaded`` answers."""
         since = time.clock_gettime(time.CLOCK_BOOTTIME)
         run = _Run(loaded.look_at(tid))
         try:
@@ -353,7 +390,6 @@ class KernelEngine:
         if data and (elsewhere or any(deferred for _, deferred in pieces)):
             from .completion import Completion
 
-            inside = Request(request.show & ~elsewhere, Dump.ALL_THREAD, 0, request.seq)
             completion = Completion(
                 request,
                 elsewhere,
@@ -384,7 +420,10 @@ class KernelEngine:
         """A loaded program for a request: one that is kept and not in use, or a new one."""
         viewer = self._view()
         compiled_in = request.strategy == Dump.CHILDREN or (viewer.foreign and request.pid)
-        narrow = request.strategy if compiled_in else request.threads
+        narrow = request.strategy
+        if narrow == Dump.THREAD and not compiled_in:
+            # The program for all threads; the iterator is narrowed.
+            narrow = Dump.ALL_THREAD
         # Deferred messages are completed too.
         numbered = viewer.foreign and (numbered or bool(request.show & (Show.CMDLINE | Show.VMA)))
         pid = request.pid if compiled_in else 0

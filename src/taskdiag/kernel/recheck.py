@@ -29,13 +29,17 @@ __all__ = ("CHECK", "check_program")
 CHECK = Struct("=IIQQII")
 
 
-def check_program(facts: Facts, viewer: Viewer, *, by_number: bool = False) -> Program:
-    """Writes a CHECK about the task, if the viewer may see it.
+def check_program(
+    facts: Facts, viewer: Viewer, pid_nr: int = 0, *, by_number: bool = False
+) -> Program:
+    """Make a program that writes a CHECK about the task, if the viewer may see it.
 
-    ``by_number`` as for `compile.prologue`.
+    With ``pid_nr`` only about the thread to which the viewer's pid namespace gives that
+    number.  ``by_number`` as for `compile.prologue`.
     """
     c = Emitter(facts, viewer, threads=True, size=CHECK.size, arena=False, host=Host())
-    prologue(c, Request(0, Dump.ALL_THREAD), by_number)
+    request = Request(0, Dump.ONE, pid_nr) if pid_nr else Request(0, Dump.ALL_THREAD)
+    prologue(c, request, by_number)
     c.note("check")
     pid.tgid_nr(c)
     c.put(4, R0, 4)

@@ -89,8 +89,16 @@ def _iterates(facts: Facts) -> bool:
 
 
 def needs_room(facts: Facts) -> bool:
-    """Whether summing over threads takes more stack than a message there leaves."""
+    """Whether summing over threads takes more stack than a message there leaves.
+
+    It always does where the sum is not begun at the leader.
+    """
     return not _iterates(facts)
+
+
+def _from_leader(c: Emitter) -> bool:
+    """Whether the kernel's iterator finds all threads: it goes on from the task given."""
+    return _iterates(c.facts) and not c.any_thread
 
 
 def totals(c: Emitter, minflt: int, majflt: int, utime: int, stime: int) -> None:
@@ -153,7 +161,7 @@ def totals(c: Emitter, minflt: int, majflt: int, utime: int, stime: int) -> None
 
 def _each_thread(c: Emitter, members: tuple[str, ...], offsets: tuple[int, ...]) -> None:
     """Add the members of every live thread to what is in the message."""
-    if not _iterates(c.facts):
+    if not _from_leader(c):
         _walk_threads(c, offsets)
         return
     loop, end = c.fresh("thread"), c.fresh("threads")
@@ -222,7 +230,7 @@ def _walk_threads(c: Emitter, offsets: tuple[int, ...]) -> None:
 
 def add_thread(c: Emitter) -> None:
     """The callback of ``bpf_loop()``: add the thread at the cursor, move on; 1 at the end."""
-    if _iterates(c.facts):
+    if _from_leader(c):
         return
     c.label("add_thread")
     node = c.facts.member("task_struct", "thread_node").offset

@@ -88,12 +88,12 @@ class _Scan:
         if strategy == Dump.ALL_THREAD:
             return self._read(self._all_threads())
         if strategy == Dump.CHILDREN:
-            self._require(pid)
-            return self._read((int(name), int(name)) for name in self._children(pid))
+            children = self._children(self._process(pid))
+            return self._read((int(name), int(name)) for name in children)
+        process = self._process(pid)
         if strategy == Dump.THREAD:
-            return self._some(self._read(self._threads(self._require(pid))))
-        self._require(pid)
-        return self._some(self._read([(pid, pid)]))
+            return self._some(self._read(self._threads(process)))
+        return self._some(self._read([(int(process), pid)]))
 
     def _read(self, tasks: Iterable[tuple[int, int]]) -> Iterator[bytes]:
         """The messages of tasks given as process and thread."""
@@ -118,29 +118,39 @@ class _Scan:
         if empty:
             raise NoSuchProcess(self._request.pid)
 
-    def _require(self, pid: int) -> str:
-        """The directory of a process; raises NoSuchProcess unless it is there to be seen.
+    def _process(self, pid: int) -> str:
+        """The directory of a thread's process.
 
         /proc/TID opens for every thread, though only processes are listed.
+
+        Raises NoSuchProcess unless both the thread and its process are there to be seen.
         """
         try:
-            with Directory(self._root, str(pid)) as directory:
-                if self._ask:
-                    access.check(directory)
-                found = parse_lines(directory.read("status"), [("Tgid", 0)], [])
+            found = self._seen(str(pid))
+            if found != str(pid):
+                self._seen(found)
         except Vanished:
             raise NoSuchProcess(pid) from None
-        if found[0] != str(pid).encode():
-            raise NoSuchProcess(pid)
-        return str(pid)
+        return found
+
+    def _seen(self, where: str) -> str:
+        """The number of the process that a directory is about.  Raises Vanished."""
+        with Directory(self._root, where) as directory:
+            if self._ask:
+                access.check(directory)
+            (tgid,) = parse_lines(directory.read("status"), [("Tgid", 0)], [])
+        # "0" of a task that was released while it was read.
+        if not tgid or tgid == b"0":
+            raise Vanished(where)
+        return tgid.decode()
 
     def _processes(self) -> list[str]:
         """The directories of all processes; the kernel lists them ascending, each once."""
         return [name for name in os.listdir(self._root) if name.isdigit()]
 
-    def _children(self, parent: int) -> Iterator[str]:
+    def _children(self, parent: str) -> Iterator[str]:
         """The directories of processes whose parent is that one."""
-        wanted = str(parent).encode()
+        wanted = parent.encode()
         for name in self._processes():
             try:
                 if parse(Directory(self._root, name, pinned=False).read("stat"))[_PPID] == wanted:

@@ -112,7 +112,7 @@ class TaskReader:
         read.
         """
         plan = self._plan
-        mappings = bool(plan.mappings) and (tid == tgid or self._shows_mappings(tgid, tid))
+        mappings = bool(plan.mappings) and self._shows_mappings(tgid, tid)
         if same is not None and plan.files == 1 and plan.mappings and not mappings:
             return [], []
         # A single file is of one moment and one task anyway.
@@ -126,7 +126,7 @@ class TaskReader:
                     if same is not None and not same(start_time(directory)):
                         return None
                     records = self._records if mappings else None
-                    return read_directory(plan, directory, records, self._ask)
+                    return read_directory(plan, directory, tgid, records, self._ask)
             except Vanished:
                 return None
             except Changed:
@@ -134,13 +134,13 @@ class TaskReader:
         return None
 
     def _where(self, tgid: int, tid: int) -> str:
-        """The directory below /proc."""
-        return str(tgid) if self._whole and tid == tgid else f"{tgid}/task/{tid}"
+        """The directory below /proc.  Of any thread, /proc/TID shows the whole process."""
+        return str(tid) if self._whole else f"{tgid}/task/{tid}"
 
     def _shows_mappings(self, tgid: int, tid: int) -> bool:
-        """Whether the mappings of a process come with that thread, which is not the leader."""
-        if self._whole:
-            return False
+        """Whether the mappings of a process come with that thread."""
+        if self._whole or tid == tgid:
+            return True
         showing = self._showing.get(tgid)
         if showing is None:
             if len(self._showing) >= _REMEMBERED:
@@ -178,9 +178,11 @@ def first_with_memory(root: int, tgid: int) -> int:
 
 
 def read_directory(
-    plan: Plan, directory: Directory, records: Records | None, strict: bool
+    plan: Plan, directory: Directory, tgid: int, records: Records | None, strict: bool
 ) -> Answer:
     """The attributes of the task of a directory; mappings by ``records``, if given.
+
+    ``tgid`` is the process that the task must belong to.
 
     A caller who may see every task may still be kept from the mappings of one by a
     security module.  That one then has no VMA records, unless ``strict``: then it is
@@ -194,7 +196,7 @@ def read_directory(
     has_mm: bool | None = None
     if plan.status is not None:
         values = plan.status(directory.read("status"))
-        if values[-1] == b"0" or values[-2] != directory.where.partition("/")[0].encode():
+        if values[-1] == b"0" or values[-2] != b"%d" % tgid:
             raise Vanished(directory.where)
         has_mm = values[-3] is not None
         if plan.comm is not None:

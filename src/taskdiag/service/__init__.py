@@ -1,8 +1,8 @@
-"""The service: the kernel engine's answers for everyone, each seeing what is theirs.
+"""The service: the kernel engine's answers for every user, each limited to what they may see.
 
 `ServiceEngine` is the client, and all that is imported here; ``taskdiag serve`` runs
-`server` and `file`.  docs/protocol.md says what they speak, docs/security.md why that
-is safe.
+`server` and `file`.  The protocol is described in docs/protocol.md, and what makes it
+safe in docs/security.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From somebody's request to an answer made for their eyes."""
+"""Who a client is, and an engine that answers for that client."""
 
 from __future__ import annotations
 
@@ -7,15 +7,8 @@ import errno
 import os
 
 from ..abi import Dump, Show
-from ..errors import (
-    AccessDenied,
-    EngineUnavailable,
-    NoSuchProcess,
-    RequestError,
-    UnsupportedRequest,
-)
+from ..errors import AccessDenied, EngineUnavailable
 from ..kernel import KernelEngine, completion, recheck
-from ..kernel.bpf import BpfError
 from ..kernel.facts import Facts
 from ..kernel.identity_reader import Reader
 from ..kernel.viewer_root import ViewerRoot
@@ -28,7 +21,7 @@ if TYPE_CHECKING:
     from ..kernel.identity import Identity
     from ..request import Request
 
-__all__ = ("Backend", "Lease", "errno_of")
+__all__ = ("Backend", "Lease", "label_of")
 
 # What the kernel engine imports when it is first needed is imported now: the package may
 # be replaced on disk by another version while the service runs.
@@ -47,12 +40,12 @@ class _Shared:
         self.engine = engine
         self.user = user
         self.leases = 0
-        # Makers of iterators take turns, or each would load a program of its own.
-        self.turn = _thread.allocate_lock()
+        # One iterator is made at a time, or each would need a program of its own.
+        self.opening = _thread.allocate_lock()
 
 
 class Lease:
-    """The right to ask for one identity; `close` it when the answer has been read."""
+    """The use of an engine for one identity; `close` it when the answer has been read."""
 
     def __init__(self, backend: Backend, shared: _Shared, identity: Identity) -> None:
         self._backend = backend
@@ -60,16 +53,14 @@ class Lease:
         self._root: ViewerRoot | None = None
         self._shared: _Shared | None = shared
         self._engine = shared.engine
-        self._turn = shared.turn
+        self._opening = shared.opening
 
     def open(self, request: Request) -> int | None:
-        """A descriptor that holds the whole answer and needs nobody to go on; None where
-        it takes a `stream`.
-        """
+        """A descriptor to read the whole answer from; None if it takes a `stream`."""
         if request.strategy not in (Dump.ALL, Dump.ALL_THREAD):
-            # Whether there is such a process is known only when the answer is read.
+            # Reading it is the only way to find out whether there is such a process.
             return None
-        with self._turn:
+        with self._opening:
             return self._engine.open(request)
 
     def stream(self, request: Request) -> Iterator[bytes]:
@@ -82,7 +73,7 @@ class Lease:
         return self._engine.stream(request, self._root)
 
     def close(self) -> None:
-        """Give the right back."""
+        """Let the engine go, for others to use or to be freed."""
         if self._root is not None:
             self._root.close()
             self._root = None
@@ -104,7 +95,7 @@ class Backend:
         own = KernelEngine(facts=self.facts)
         self._host = own.host
         self._home = own.home()
-        # Everything about the host is asked now, as the service itself.
+        # Whatever has to be known about the host is found out now, with our own identity.
         own.prepare(Show.VMA | Show.STATM)
         own.close()
         self._reader = Reader(self.facts, *self._home)
@@ -125,13 +116,13 @@ class Backend:
         return self._checked(self._reader.of_socket(fd), label)
 
     def identify_task(self, tid: int, uid: int, gid: int, label: bytes) -> Identity:
-        """A thread that waits for us and acts with that fsuid and fsgid.
+        """A thread that waits for us, and must have that fsuid and fsgid.
 
         Raises AccessDenied, NoSuchProcess.
         """
         found = self._reader.of_task(tid)
         if (found.fsuid, found.fsgid) != (uid, gid):
-            raise AccessDenied(errno.EACCES, "somebody else has that number by now")
+            raise AccessDenied(errno.EACCES, "another thread has that id by now")
         return self._checked(found, label)
 
     def _checked(self, identity: Identity, label: bytes) -> Identity:
@@ -139,12 +130,12 @@ class Backend:
         if why:
             raise AccessDenied(errno.EACCES, f"confined by {why}")
         if not identity.nr:
-            # Its tasks are not among those that our iterators walk.
-            raise AccessDenied(errno.EACCES, "in a pid namespace that is not ours to see")
+            # Iterators walk our pid namespace and those below it.
+            raise AccessDenied(errno.EACCES, "in a pid namespace outside the service's")
         return identity
 
     def lease(self, identity: Identity) -> Lease:
-        """The right to ask on behalf of an identity."""
+        """The use of an engine that answers for an identity."""
         viewer = identity.viewer(self._home)
         key = viewer.key()
         with self._lock:
@@ -169,13 +160,13 @@ class Backend:
         return ViewerRoot.of(identity, self._reader)
 
     def release(self, shared: _Shared) -> None:
-        """Take back what `lease` gave."""
+        """Called by `Lease.close`."""
         with self._lock:
             shared.leases -= 1
             self._evict(shared.user)
 
     def _evict(self, user: object) -> None:
-        """Free the engines that were not used for longest: this user's, then anyone's."""
+        """Free the least recently used engines: this user's, then anyone's."""
         own = [key for key, shared in self._engines.items() if shared.user == user]
         for keys, most in ((own, _ENGINES_EACH), (list(self._engines), _ENGINES)):
             surplus = len(keys) - most
@@ -194,23 +185,6 @@ class Backend:
         with self._lock:
             while self._engines:
                 self._engines.popitem()[1].engine.close()
-
-
-def errno_of(error: Exception) -> int:
-    """How an error is told to a client."""
-    if isinstance(error, NoSuchProcess):
-        return errno.ESRCH
-    if isinstance(error, UnsupportedRequest):
-        return errno.EOPNOTSUPP
-    if isinstance(error, RequestError):
-        return errno.EINVAL
-    if isinstance(error, AccessDenied):
-        return error.errno or errno.EPERM
-    if isinstance(error, (BpfError, EngineUnavailable)):
-        return errno.EIO
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-        return errno.EAGAIN
-    return errno.EIO
 
 
 def label_of(tid: int) -> bytes:

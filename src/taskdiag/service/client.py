@@ -1,7 +1,7 @@
 """The service engine: asks the local service, and reads what it hands out.
 
-This module is on the way of every command of a user without privileges, so it imports
-next to nothing (the socket module alone takes milliseconds to import).
+Every command of a user without privileges imports this module, so it imports next to
+nothing itself (the socket module alone takes milliseconds).
 """
 
 from __future__ import annotations
@@ -11,16 +11,10 @@ import errno
 import os
 from struct import Struct
 
-from ..errors import (
-    AccessDenied,
-    EngineUnavailable,
-    NoSuchProcess,
-    RequestError,
-    UnsupportedRequest,
-)
+from ..errors import EngineUnavailable
 from ..netlink import rechunk
 from ..readahead import readahead
-from .protocol import reply_error, socket_path
+from .protocol import error_of, reply_error, socket_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,7 +99,7 @@ class ServiceEngine:
             return fd
         if fd >= 0:
             os.close(fd)
-        raise _error(code, why, request)
+        raise error_of(code, why, request.pid)
 
 
 def _why(error: OSError) -> str:
@@ -120,25 +114,13 @@ def _descriptor(extra: list[tuple[int, int, bytes]]) -> int:
     return -1
 
 
-def _error(code: int, why: str, request: Request) -> Exception:
-    if code == errno.ESRCH:
-        return NoSuchProcess(request.pid)
-    if code == errno.EINVAL:
-        return RequestError(why)
-    if code == errno.EOPNOTSUPP:
-        return UnsupportedRequest(why)
-    if code == errno.EPERM:
-        return AccessDenied(code, why)
-    return EngineUnavailable(code, why)
-
-
 def _chunks(fd: int) -> Iterator[bytes]:
     def read() -> bytes:
         while True:
             try:
                 return os.read(fd, _READ)
             except BlockingIOError:
-                # A long way without a task to show: the kernel pauses to be polite.
+                # After a million tasks without output the kernel returns EAGAIN.
                 continue
 
     try:

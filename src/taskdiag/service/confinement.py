@@ -1,9 +1,9 @@
-"""Clients that a security module confines: what it would hide, our rule does not know.
+"""Clients that a security module confines, which are not served.
 
 ptrace_may_access() ends with a hook (``security_ptrace_access_check``) where SELinux,
-AppArmor, Smack, Landlock and BPF programs may refuse what capabilities allow.  They ask
-about the task that runs, which is not the client when a program of ours runs.  So who is
-confined by one of them is not served at all: it has /proc, where it is asked itself.
+AppArmor, Smack, Landlock and BPF programs may refuse what capabilities allow.  They judge
+the current task, which is not the client when a program of ours runs, so our rule cannot
+include what they would refuse.  Such clients have to use /proc.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What client and service say to each other: docs/protocol.md.
+"""The messages between client and service, as docs/protocol.md describes them.
 
 A client sends one request as one message.  The reply is one message too: a ``struct
 nlmsghdr`` of type NLMSG_ERROR and a ``struct nlmsgerr``.  Its ``error`` is 0 if the answer
@@ -7,16 +7,42 @@ can be read from the descriptor that comes with the message, else a negative err
 
 from __future__ import annotations
 
+import errno
 import os
 from struct import Struct
 
 from ..abi import NLMSG_ERROR
+from ..errors import (
+    AccessDenied,
+    EngineUnavailable,
+    NoSuchProcess,
+    RequestError,
+    UnsupportedRequest,
+)
 
-__all__ = ("DEFAULT_SOCKET", "MOST_REQUEST", "reply", "reply_error", "socket_path")
+__all__ = (
+    "DEFAULT_SOCKET",
+    "MOST_REQUEST",
+    "errno_of",
+    "error_of",
+    "reply",
+    "reply_error",
+    "socket_path",
+)
 
 DEFAULT_SOCKET = "/run/taskdiag.sock"
 #: Bytes of the longest request that is read.
 MOST_REQUEST = 4096
+
+#: What the service tells and the client raises; a subclass comes before its base.
+_ERRNOS: tuple[tuple[type[Exception], int], ...] = (
+    (NoSuchProcess, errno.ESRCH),
+    (UnsupportedRequest, errno.EOPNOTSUPP),
+    (RequestError, errno.EINVAL),
+    (AccessDenied, errno.EPERM),
+)
+#: What a lack of descriptors or memory is told as.
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 # struct nlmsghdr, then struct nlmsgerr: error and the header of what it is about.
 _REPLY = Struct("=IHHIIi16s")
@@ -45,6 +71,27 @@ def reply_error(data: bytes) -> int:
     if kind != NLMSG_ERROR or error > 0:
         raise ValueError("no reply")
     return -int(error)
+
+
+def errno_of(error: Exception) -> int:
+    """How an error is told to a client: EIO if it is none of those that it may bring about."""
+    for kind, code in _ERRNOS:
+        if isinstance(error, kind):
+            # Of clients that are not served at all it is EACCES.
+            return (error.errno or code) if isinstance(error, AccessDenied) else code
+    if isinstance(error, OSError) and not isinstance(error, EngineUnavailable):
+        return errno.EAGAIN if error.errno in _SCARCE else errno.EIO
+    return errno.EIO
+
+
+def error_of(code: int, why: str, pid: int) -> Exception:
+    """The exception for what a client was told about a request with that pid."""
+    for kind, known in _ERRNOS:
+        if code == known:
+            if kind is NoSuchProcess:
+                return NoSuchProcess(pid)
+            return AccessDenied(code, why) if kind is AccessDenied else kind(why)
+    return EngineUnavailable(code, why)
 
 
 def _seq(header: bytes) -> int:

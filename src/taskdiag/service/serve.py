@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import ctypes
 
-from ..errors import RequestError
 from .protocol import socket_path
 
 __all__ = ("serve",)
+
+_M_ARENA_MAX = -8
 
 
 def serve(path: str | None, file: str | None) -> int:
@@ -16,24 +18,39 @@ def serve(path: str | None, file: str | None) -> int:
     ``path`` is that of the socket, ``file`` that of the file, if there is to be one.
     Raises RequestError, EngineUnavailable, OSError.
     """
+    path = path or socket_path()
+    _use_one_arena()
     if file is None:
         from .server import Server
 
-        return Server(path or socket_path()).run()
-    from .file import FileProcess, clear
+        return Server(path).run()
+    return _with_file(path, file)
+
+
+def _use_one_arena() -> None:
+    """Have all threads allocate from one arena (mallopt(3)).
+
+    With one for each thread, as is glibc's default, each keeps what the longest answer that
+    this thread ever made took.
+    """
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+
+
+def _with_file(path: str, file: str) -> int:
+    from .fileprocess import FileProcess
+    from .mount import Mountpoint
     from .server import Server
 
-    where, name = os.path.split(file)
-    where = os.path.abspath(where or ".")
-    clear(where)
-    if not name or not os.path.isdir(where):
-        raise RequestError(f"--file needs MOUNTPOINT/NAME, which {file!r} is not")
-    if os.listdir(where):
-        raise RequestError(f"--file needs an empty directory to mount on, which {where!r} is not")
-    process = FileProcess(where, name)
+    mountpoint = Mountpoint(file)
+    mountpoint.prepare()
     try:
-        server = Server(path or socket_path())
-        process.watch(server.stop)
-        return server.run() or process.status()
+        process = FileProcess(mountpoint)
+        try:
+            server = Server(path)
+            process.watch(server.stop)
+            return server.run() or process.status()
+        finally:
+            process.end()
     finally:
-        process.end()
+        mountpoint.remove()

@@ -1,11 +1,11 @@
 """Answers that go through a pipe: made by workers, read at the client's pace.
 
-A client that stops reading costs a pipe's buffer and an iterator, no worker; there are
-only so many such answers at a time, and who wants one more waits for one to end.
+A client that stops reading takes up a pipe and an iterator, but no worker.  The number
+of such answers is limited, and further ones wait until one ends.
 
-**Never half an answer that looks whole**: the last bytes of what was written so far are
-always held back until more is there, or the end.  So if the service dies, or gives an
-answer up, the pipe ends in the middle of a message.
+**An incomplete answer never looks complete**: the last bytes are held back until there
+are more, or the answer ends.  So if the service dies or abandons an answer, the pipe ends
+in the middle of a message.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ("Slots", "Stream")
 
-#: How much is held back: less than a message, more than nothing.
+#: Bytes that are held back: less than any message has.
 _TAIL = 4
 _PIPE = 1 << 18
-#: Seconds that a worker spends on one answer before others have their turn.
+#: Seconds that a worker spends on one answer before it takes the next one.
 _QUANTUM = 0.05
 
 
@@ -42,12 +42,12 @@ class Stream:
         self._rest = memoryview(b"")
         self._tail = b""
         self._ended = False
-        # Before anything is handed out: what is refused is refused here.
+        # What the engine refuses is raised here, before the client has a descriptor.
         self._take(next(chunks, None))
         self.reader, self.writer = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.writer, False)
         with contextlib.suppress(OSError):
-            # More than an unprivileged service may have, perhaps.
+            # It may be more than pipe-max-size or pipe-user-pages-soft allow.
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, _PIPE)
         self.progress = time.monotonic()
 
@@ -80,13 +80,13 @@ class Stream:
             self._rest, self._tail = memoryview(data)[:-_TAIL], data[-_TAIL:]
 
     def close_reader(self) -> None:
-        """Give our copy of the client's end back."""
+        """Close our copy of the client's end."""
         if self.reader >= 0:
             os.close(self.reader)
             self.reader = -1
 
     def close(self) -> None:
-        """Give everything back; the answer is whole only if `step` said that it ended."""
+        """Close everything; the answer is complete only if `step` has returned False."""
         self.close_reader()
         if self.writer >= 0:
             os.close(self.writer)
@@ -109,7 +109,7 @@ class Slots:
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody waits."""
+        """Whether anyone waits for a slot."""
         return bool(self._workers)
 
     def holds_up(self, user: Hashable) -> bool:
@@ -121,7 +121,7 @@ class Slots:
             return full and any(self._held.get(one, 0) < self._each for one in self._waiting)
 
     def take(self, user: Hashable, work: Callable[[], None]) -> None:
-        """Call ``work`` with a slot: now, or when one is free and it is the user's turn."""
+        """Call ``work`` with a slot: now, or as soon as there is one for this user."""
         with self._lock:
             if not self._may(user):
                 line = self._waiting.get(user)
@@ -134,7 +134,7 @@ class Slots:
         work()
 
     def free(self, user: Hashable) -> None:
-        """Give a slot back; it goes to the next user in line."""
+        """Give a slot back, to the next user who waits."""
         with self._lock:
             self._held[user] -= 1
             if not self._held[user]:

@@ -1,8 +1,8 @@
-"""Whose turn it is: work waits in one line per user, and users take turns.
+"""Worker threads: work waits in one queue per user, and users are served in turn.
 
-However much one user asks for, another's first request is at most one turn of each
-other user away.  A user has at most so many workers at a time, because a worker may be
-held up: by a slow memory that a command line is read from.
+However much one user asks for, another's first request waits for at most one piece of
+work of each other user.  A user has a limited number of workers at a time, since a worker
+may be blocked: by slow memory that a command line is read from.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ("WorkerPool",)
 
 
-class _Line:
-    """What waits for one user, and how many workers it has."""
+class _Queue:
+    """The work that waits for one user, and how many workers that user has."""
 
     __slots__ = ("busy", "work")
 
@@ -37,8 +37,8 @@ class WorkerPool:
 
     def __init__(self, workers: int, each: int) -> None:
         self._each = each
-        self._lines: dict[Hashable, _Line] = {}
-        # Users that have something to do and may have another worker, in order of turns.
+        self._queues: dict[Hashable, _Queue] = {}
+        # Users whose work waits and who may have another worker; the next one first.
         self._ready: deque[Hashable] = deque()
         self._change = threading.Condition()
         self._ended = False
@@ -50,18 +50,18 @@ class WorkerPool:
             thread.start()
 
     def add(self, user: Hashable, work: Work) -> None:
-        """Put something at the end of a user's line."""
+        """Put something at the end of a user's queue."""
         with self._change:
-            line = self._lines.get(user)
-            if line is None:
-                line = self._lines[user] = _Line()
-            line.work.append(work)
-            if len(line.work) == 1 and line.busy < self._each:
+            queue = self._queues.get(user)
+            if queue is None:
+                queue = self._queues[user] = _Queue()
+            queue.work.append(work)
+            if len(queue.work) == 1 and queue.busy < self._each:
                 self._ready.append(user)
                 self._change.notify()
 
     def end(self, timeout: float) -> bool:
-        """Let the workers finish what they are at; False if one did not in time."""
+        """Let workers finish what they are doing; False if one did not in time."""
         with self._change:
             self._ended = True
             self._change.notify_all()
@@ -77,23 +77,23 @@ class WorkerPool:
                 if self._ended:
                     return
                 user = self._ready.popleft()
-                line = self._lines[user]
-                work = line.work.popleft()
-                line.busy += 1
-                self._queue(user, line)
+                queue = self._queues[user]
+                work = queue.work.popleft()
+                queue.busy += 1
+                self._requeue(user, queue)
             try:
                 work()
             finally:
                 with self._change:
-                    was_full = line.busy == self._each
-                    line.busy -= 1
+                    was_full = queue.busy == self._each
+                    queue.busy -= 1
                     if was_full:
-                        self._queue(user, line)
-                    if not line.busy and not line.work:
-                        del self._lines[user]
+                        self._requeue(user, queue)
+                    if not queue.busy and not queue.work:
+                        del self._queues[user]
 
-    def _queue(self, user: Hashable, line: _Line) -> None:
-        """Give a user another turn, behind all others, if it has something to do."""
-        if line.work and line.busy < self._each and user not in self._ready:
+    def _requeue(self, user: Hashable, queue: _Queue) -> None:
+        """Put a user behind all others, if work of that user waits."""
+        if queue.work and queue.busy < self._each and user not in self._ready:
             self._ready.append(user)
             self._change.notify()

@@ -1,0 +1,249 @@
+"""Answers as the file gives them: whole messages, as many as the reader's buffer holds."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from struct import Struct
+
+from ..netlink import shorten
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Future
+
+    from ..request import Request
+    from .backend import Lease
+
+__all__ = ("LONGEST_MESSAGE", "Answer", "MessageBuffer")
+
+#: The longest message on the file: what clients of the reference have buffers for.
+LONGEST_MESSAGE = 16384
+#: The iterator's buffer (bpf_seq_read(), kernel/bpf/bpf_iter.c).  A read(2) with that much
+#: room ends between two messages.
+_BUFFER = 8 * mmap.PAGESIZE
+#: How often that is filled for one chunk.
+_FILLS = 2
+#: Bytes that are made before they are asked for; one chunk in any case.
+_AHEAD = 4 * _FILLS * _BUFFER
+#: Threads that read ahead, for all open files together.
+_READERS = 8
+
+_LENGTH = Struct("=I")
+
+
+class MessageBuffer:
+    """Cuts chunks of whole messages into pieces of whole messages.
+
+    >>> buffer = MessageBuffer(iter([bytes([40, 0, 0, 0]) + bytes(36)] * 3))
+    >>> [len(buffer.read(100)) for _ in range(3)]
+    [80, 40, 0]
+    """
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._data = b""
+        self._at = 0
+        #: The length of all messages in ``_data``, 0 if it is not the same for all.
+        self._each = 0
+        self._ended = False
+
+    def read(self, size: int) -> bytes:
+        """As many whole messages as fit, b"" at the end.
+
+        Raises OSError (EMSGSIZE) if the next one does not fit; it stays.
+        """
+        while len(self._data) - self._at < size and not self._ended:
+            chunk = next(self._chunks, b"")
+            if not chunk:
+                self._ended = True
+                break
+            self._data = self._data[self._at :] + chunk
+            self._at = 0
+            self._each = _common_length(self._data)
+        start = self._at
+        end = self._cut(start + size)
+        if end == start < len(self._data):
+            raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+        self._at = end
+        return self._data[start:end]
+
+    def _cut(self, most: int) -> int:
+        """The last end of a message up to ``most``."""
+        data, at = self._data, self._at
+        if len(data) <= most:
+            return len(data)
+        if self._each:
+            return at + (most - at) // self._each * self._each
+        while True:
+            end: int = at + _LENGTH.unpack_from(data, at)[0]
+            if end > most:
+                return at
+            at = end
+
+
+def _common_length(data: bytes) -> int:
+    """The length of every message, 0 if they differ.
+
+    If each place where a message of the first one's length would begin holds that length,
+    then there the messages begin.
+    """
+    (length,) = _LENGTH.unpack_from(data)
+    count, rest = divmod(len(data), length)
+    if rest or any(data[byte::length] != data[byte : byte + 1] * count for byte in range(4)):
+        return 0
+    return int(length)
+
+
+class Answer:
+    """The answer to one request; `close` gives back what it holds.
+
+    Raises what `Lease.open` and `Lease.stream` raise.
+    """
+
+    def __init__(self, lease: Lease, request: Request) -> None:
+        self._lease = lease
+        fd = lease.open(request)
+        self._source = _Short(lease.stream(request)) if fd is None else _Descriptor(fd)
+        self._ahead = _ReadAhead(self._source)
+        self._buffer = MessageBuffer(self._ahead)
+
+    def read(self, size: int) -> bytes:
+        """As `MessageBuffer.read`; raises what making the answer raises, too."""
+        return self._buffer.read(size)
+
+    def close(self) -> None:
+        """Stop, however much of it was read."""
+        self._ahead.stop()
+        self._source.close()
+        self._lease.close()
+
+
+class _Short:
+    """Chunks of an answer, divided into messages that are not too long for the file."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+
+    def __iter__(self) -> _Short:
+        return self
+
+    def __next__(self) -> bytes:
+        return shorten(next(self._chunks), LONGEST_MESSAGE)
+
+    def close(self) -> None:
+        close = getattr(self._chunks, "close", None)
+        if close is not None:
+            close()
+
+
+class _Descriptor:
+    """What an iterator's descriptor gives, several of its buffers at a time."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __iter__(self) -> _Descriptor:
+        return self
+
+    def __next__(self) -> bytes:
+        pieces: list[bytes] = []
+        while len(pieces) < _FILLS:
+            try:
+                piece = os.read(self._fd, _BUFFER)
+            except BlockingIOError:
+                # After a million tasks without output the kernel returns EAGAIN.
+                continue
+            if not piece:
+                break
+            pieces.append(piece)
+        if not pieces:
+            raise StopIteration
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class _ReadAhead:
+    """The same chunks, the next ones being made while one is consumed.
+
+    If the threads that do this are busy, or held up by answers that take long, the
+    consumer makes its next chunk itself.
+    """
+
+    _threads: ThreadPoolExecutor | None = None
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._change = threading.Condition()
+        self._ready: deque[bytes] = deque()
+        self._held = 0
+        self._error: BaseException | None = None
+        self._ended = False
+        #: Makes chunks until enough are ready; None if it is done with that.
+        self._task: Future[None] | None = None
+
+    def __iter__(self) -> _ReadAhead:
+        return self
+
+    def __next__(self) -> bytes:
+        chunk = self._take()
+        if chunk is None:
+            chunk = next(self._chunks, b"")
+        if not chunk:
+            self._ended = True
+            raise StopIteration
+        with self._change:
+            if self._task is None and not self._ended and self._held <= _AHEAD // 2:
+                if _ReadAhead._threads is None:
+                    _ReadAhead._threads = ThreadPoolExecutor(_READERS, "reader")
+                self._task = _ReadAhead._threads.submit(self._make)
+        return chunk
+
+    def _take(self) -> bytes | None:
+        """The next chunk, b"" at the end; None if nobody makes it."""
+        with self._change:
+            while not self._ready:
+                if self._error is not None:
+                    raise self._error
+                if self._ended:
+                    return b""
+                if self._task is None or self._task.cancel():
+                    self._task = None
+                    return None
+                self._change.wait()
+            chunk = self._ready.popleft()
+            self._held -= len(chunk)
+            return chunk
+
+    def _make(self) -> None:
+        more = True
+        while more:
+            chunk, error = b"", None
+            try:
+                chunk = next(self._chunks, b"")
+            except BaseException as caught:
+                error = caught
+            with self._change:
+                if chunk:
+                    self._ready.append(chunk)
+                    self._held += len(chunk)
+                else:
+                    self._error, self._ended = error, True
+                more = not self._ended and self._held < _AHEAD
+                if not more:
+                    self._task = None
+                self._change.notify()
+
+    def stop(self) -> None:
+        """Make no more of them, and wait until the one that is being made is finished."""
+        with self._change:
+            self._ended = True
+            while self._task is not None and not self._task.cancel():
+                self._change.wait()
