@@ -38,6 +38,8 @@ CLONE_NEWPID = 0x20000000
 MS_REC_PRIVATE = 0x4000 | 0x40000
 SYS_exit = {"x86_64": 60, "aarch64": 93}[os.uname().machine]
 PAGE = mmap.PAGESIZE
+#: A user and a group of whom no process is expected on this host.
+UNUSED_ID = 30_000 + os.getpid() % 20_000
 
 #: Names that try to break parsers and terminals.
 HOSTILE_NAMES = [

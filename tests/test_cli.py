@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import taskdiag
+from conftest import need
 from population import child, comm_of, stopped
 from taskdiag import Dump
 from taskdiag.cli import COMMANDS
@@ -242,6 +243,7 @@ def test_a_reader_that_goes_away(args: Sequence[str]) -> None:
 
 
 def test_head_of_a_long_answer(tmp_path: Path) -> None:
+    need("bash")
     saved = tmp_path / "saved"
     saved.write_bytes(b"".join(pack_task(pid, pid, [(6, b"x" * 5000)]) for pid in range(1, 2000)))
     script = '"$@" | head -n 1; exit "${PIPESTATUS[0]}"'

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import pytest
 
 import taskdiag
-from conftest import missing
-from population import Population, child, forked, plain_user, until
+from conftest import missing, need
+from population import UNUSED_ID, Population, child, forked, plain_user, until
 from serving import ROOT, Service, compare, directory, kept_from_bpf, running, start
 from taskdiag import Dump, Request, Show
 from taskdiag.decoder import decode
@@ -28,14 +28,16 @@ class Mounted:
         self.service = service
 
 
-@pytest.fixture(scope="module")
-def mounted() -> Iterator[Mounted]:
+def need_fuse() -> None:
+    """Skip the test where FUSE cannot be served."""
+    need("libfuse3.so")
     if not os.path.exists("/dev/fuse"):
         missing("there is no /dev/fuse")
-    try:
-        import mfusepy  # noqa: F401
-    except (ImportError, OSError) as error:
-        missing(f"the FUSE binding is not available: {error}")
+
+
+@pytest.fixture(scope="module")
+def mounted() -> Iterator[Mounted]:
+    need_fuse()
     with directory() as where:
         mountpoint = f"{where}/mount"
         os.mkdir(mountpoint)
@@ -133,7 +135,7 @@ def test_hidden_is_missing(mounted: Mounted, population: Population) -> None:
     target = population["plain"].pid
 
     def run() -> list[int]:
-        plain_user(65534, 65534)()
+        plain_user(UNUSED_ID, UNUSED_ID)()
         fd = os.open(mounted.path, os.O_RDWR)
         codes = []
         for strategy in (Dump.ONE, Dump.THREAD, Dump.CHILDREN):
@@ -183,6 +185,7 @@ def test_the_opener_counts(mounted: Mounted) -> None:
 
 def test_reference_client(mounted: Mounted) -> None:
     """A C program for /proc/task_diag, whose headers are garbage, on one descriptor."""
+    need("gcc", "/usr/include/stdio.h")
     with directory() as where:
         program = f"{where}/reference"
         source = str(ROOT / "examples/reference.c")
@@ -246,6 +249,7 @@ def test_compared_with_hidepid(mounted: Mounted, population: Population) -> None
 
 def test_killed() -> None:
     """The file of a service that was killed says so, and its mount is replaced."""
+    need_fuse()
     with directory() as where, child():
         mountpoint = f"{where}/mount"
         os.mkdir(mountpoint)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pty
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import missing, open_engine
+from conftest import missing, need, open_engine
 from population import Child, child, comm_of, end, letter, stopped, threaded, until, zombie
 from streams import Made
 from taskdiag import DecodeError
@@ -61,8 +60,9 @@ def on_terminal() -> Iterator[Child]:
 @pytest.fixture(scope="module")
 def standing() -> Iterator[str]:
     """The pids of a population, as a list for -p.  It has used next to no time."""
-    if shutil.which("ps") is None or b"procps-ng 4.0" not in version():
-        pytest.skip("the oracle, ps of procps-ng 4.0, is not installed")
+    need("ps")
+    if b"procps-ng 4.0" not in version():
+        pytest.skip("the oracle is ps of procps-ng 4.0, and here is another ps")
     if os.geteuid() != 0:
         missing("the population of the comparison needs root")
     with ExitStack() as stack:

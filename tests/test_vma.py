@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import taskdiag
-from conftest import missing, open_engine
+from conftest import missing, need, open_engine
 from population import child
 from taskdiag import Show
 
@@ -56,6 +56,7 @@ def both(pid: int, show: Show) -> tuple[taskdiag.Task, taskdiag.Task]:
 
 @pytest.mark.root
 def test_files_of_an_overlay_have_the_name_that_their_user_knows(tmp_path: Path) -> None:
+    need("mount", "unshare")
     open_engine("kernel")
     if "\toverlay" not in Path("/proc/filesystems").read_text():
         pytest.skip("this kernel has no overlayfs")
