@@ -76,13 +76,17 @@ class Command:
         return Taken(seconds, usage.ru_utime + usage.ru_stime)
 
     def output(self) -> str:
-        """What it prints."""
+        """What it prints, as text."""
+        return self._output(self.argv).decode("utf-8", "replace")
+
+    def _output(self, argv: Sequence[str]) -> bytes:
         done = subprocess.run(
-            self.argv, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, check=False
+            argv, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, check=False
         )
         if done.returncode:
-            raise RunError(f"{' '.join(self.argv)}: {done.stderr.decode().strip()}")
-        return done.stdout.decode("utf-8", "replace")
+            said = done.stderr.decode("utf-8", "replace").strip()
+            raise RunError(f"{' '.join(argv)}: {said or f'status {done.returncode}'}")
+        return done.stdout
 
 
 class Asking(Command):
@@ -130,9 +134,9 @@ class Reader(Command):
         """Run it; what it takes to start and end is not counted."""
         return _taken(self.output())
 
-    def check_output(self) -> str:
-        """What it prints with an argument: what it read."""
-        return Command(self.label, [*self.argv, "check"]).output()
+    def check_output(self) -> bytes:
+        """What it has read, as it prints it if it is given an argument."""
+        return self._output([*self.argv, "check"])
 
 
 class _Process:

@@ -194,12 +194,12 @@ def _saved(host: Host, contender: Any, name: str) -> Path:
 
 def _stat_check(host: Host, ours: Any, peer: Reader, members: Sequence[int]) -> int:
     mine = checks.stats_of(_saved(host, ours, "ours").read_bytes())
-    return checks.same(members, mine, checks.stat_lines(peer.check_output()))
+    return checks.same(members, mine, checks.stat_files(peer.check_output(), set(members)))
 
 
 def _threads_check(host: Host, ours: Any, peer: Reader, members: Sequence[int]) -> int:
     mine = checks.maps_of(_saved(host, ours, "ours").read_bytes())
-    return checks.same(members, mine, checks.map_lines(peer.check_output()))
+    return checks.same(members, mine, checks.map_files(peer.check_output(), set(members)))
 
 
 def _ten_check(host: Host, ours: Any, peer: Any, members: Sequence[int]) -> int:

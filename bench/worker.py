@@ -80,13 +80,17 @@ def ten_psutil(path: str = "") -> dict[str, Any]:
     for process in psutil.process_iter(PSUTIL):
         info = process.info
         times = info["cpu_times"]
-        rows.append(
-            (
-                info["pid"], info["ppid"], info["name"], info["status"], info["uids"].real,
-                info["gids"].real, times.user, times.system, info["memory_info"].rss,
-                info["num_threads"],
-            )
-        )  # fmt: skip
+        try:
+            rows.append(
+                (
+                    info["pid"], info["ppid"], info["name"], info["status"], info["uids"].real,
+                    info["gids"].real, times.user, times.system, info["memory_info"].rss,
+                    info["num_threads"],
+                )
+            )  # fmt: skip
+        except AttributeError:
+            # What psutil was refused is None.
+            continue
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     if path:
         _save(path, rows)

@@ -383,6 +383,20 @@ def lock_memory() -> list[int]:
     return [at, 16 * PAGE]
 
 
+def many_mappings(count: int) -> Callable[[], None]:
+    """Have about that many mappings: every other page may be written, so they do not merge."""
+
+    def setup() -> None:
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        size, private = count * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        start: int = libc.mmap(None, size, mmap.PROT_READ, private, -1, 0)
+        for at in range(start, start + size, 2 * PAGE):
+            check(libc.mprotect(ctypes.c_void_p(at), PAGE, mmap.PROT_READ | mmap.PROT_WRITE))
+
+    return setup
+
+
 def advise_huge() -> list[int]:
     mapping = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     globals().setdefault("_kept", []).append(mapping)
