@@ -1,6 +1,6 @@
 /*
- * What reading /proc costs at least: /proc/PID/task/TID/status of every thread and
- * /proc/PID/maps of every process, without looking at what they say.
+ * The least that reading /proc costs: read /proc/PID/task/TID/status of every thread and
+ * /proc/PID/maps of every process, without parsing them.
  * Prints "nanoseconds cpu-nanoseconds files bytes".
  *
  * With an argument, it writes what it read to standard output instead, for a check: a line
@@ -17,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* As large as the largest file so far: a list of mappings may have megabytes. */
+/* As large as the largest file so far; a list of mappings may take megabytes. */
 static char *buffer;
 static size_t room;
 static long files, bytes;
