@@ -18,7 +18,7 @@ from conftest import missing, need, open_engine
 from population import Child, child, comm_of, end, letter, stopped, threaded, until, zombie
 from streams import Made
 from taskdiag import DecodeError
-from taskdiag.abi import GROUPS, Attr
+from taskdiag.abi import GROUPS, Attr, Show
 from taskdiag.cli import ps as command
 from taskdiag.errors import RequestError
 from taskdiag.netlink import pack_task
@@ -429,4 +429,5 @@ def test_only_what_columns_need_is_asked_for() -> None:
     }  # fmt: skip
     for columns, wanted in shows.items():
         show = Table([column(name) for name in columns.split(",")]).show
-        assert "|".join(str(flag.name) for flag in show) == wanted
+        # Python 3.10 cannot iterate over a combination of flags.
+        assert "|".join(str(flag.name) for flag in Show if flag & show) == wanted
