@@ -15,6 +15,7 @@ import os
 import pkgutil
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -142,10 +143,16 @@ def interpreters() -> list[str]:
     return [path for path in dict.fromkeys(found) if os.path.exists(path)]
 
 
+@functools.cache
 def public_interpreter() -> str:
     """An interpreter that every user can run, with `public_source` in PYTHONPATH."""
-    for path in interpreters()[:2]:
-        if reachable(path) and reachable(os.path.realpath(path)):
+    probe = "import sys; sys.exit(sys.version_info < (3, 10))"
+    for path in interpreters():
+        if (
+            reachable(path)
+            and reachable(os.path.realpath(path))
+            and subprocess.run([path, "-c", probe], check=False).returncode == 0
+        ):
             return path
     missing(f"other users cannot run {sys.executable}")
     raise AssertionError
