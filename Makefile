@@ -6,7 +6,7 @@
 #
 # All of it happens in .venv, which is made on first use; PYTHON chooses the interpreter.
 
-PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.10; do \
+PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
 	"$$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' \
 	>/dev/null 2>&1 && { echo "$$name"; break; }; done)
 VENV := .venv

@@ -1,4 +1,4 @@
-"""``python -m bench``: measure taskdiag beside those who do the same today."""
+"""``python -m bench``: measure taskdiag beside the programs that do the same today."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ NAMES = (*(job.name for job in jobs.JOBS), *SPECIAL)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, report; 0 if all went well, whatever the figures, and 1 if something failed."""
+    """Measure and report.  Return 1 if a measurement failed, whatever the figures are, else 0."""
     options = _parser().parse_args(arguments)
     if os.geteuid() != 0:
-        note("bench: not root: the kernel engine will be missing, and limits stay as they are")
-    # A polite end, so that whatever was made is undone.
+        note("bench: not root: without the kernel engine, and without raising limits")
+    # Exit by an exception, so that processes, files and limits are cleaned up.
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         results = measure(options)
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything that was asked for, as the JSON file holds it."""
+    """Run what was asked for; the result is what the JSON file contains."""
     wanted: Sequence[str] = options.job or NAMES
     results: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -77,7 +77,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def _pairs(
     host: Host, some: list[Job], tasks: int, threads: int, runs: int, results: dict[str, Any]
 ) -> None:
-    """The jobs that need the same population."""
+    """Run the jobs that need the same population."""
     with limits.raised(tasks, threads), Population(host.toolbox, threads) as people:
         people.grow(tasks)
         members = people.pids()
@@ -90,7 +90,7 @@ def _pairs(
 def _special(
     host: Host, options: argparse.Namespace, wanted: Sequence[str], results: dict[str, Any]
 ) -> None:
-    """What is no pair."""
+    """Run the measurements that do not compare a pair."""
     standing: dict[str, tuple[int, Callable[[int], Any]]] = {
         "groups": (groups.TASKS, lambda _: groups.measure(host, options.runs)),
         "syscalls": (syscalls.TASKS, lambda tasks: syscalls.measure(host, tasks)),
@@ -114,7 +114,7 @@ def _special(
 
 @contextlib.contextmanager
 def _room(results: dict[str, Any], names: Sequence[str]) -> Iterator[None]:
-    """Leave these jobs out if the host has no room for their population."""
+    """Skip these jobs if the host has no room for their population."""
     try:
         yield
     except LimitError as error:
@@ -124,7 +124,7 @@ def _room(results: dict[str, Any], names: Sequence[str]) -> Iterator[None]:
 
 
 def _attempt(results: dict[str, Any], name: str, run: Callable[[], Any]) -> Any:
-    """One measurement; what goes wrong with it does not stop the others."""
+    """Run one measurement.  If it fails, the others go on."""
     note(f"bench: {name}")
     try:
         return run()
@@ -140,7 +140,7 @@ def _attempt(results: dict[str, Any], name: str, run: Callable[[], Any]) -> Any:
 def _by_population(
     options: argparse.Namespace, wanted: Sequence[str]
 ) -> dict[tuple[int, int], list[Job]]:
-    """The jobs wanted, by the population that they need."""
+    """The jobs asked for, grouped by the population that they need."""
     found: dict[tuple[int, int], list[Job]] = {}
     for job in jobs.JOBS:
         if job.name in wanted:
@@ -159,19 +159,24 @@ def _positive(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measure taskdiag beside those who do the same today.",
+        description="Measure taskdiag beside the programs that do the same today.",
         epilog=f"jobs: {', '.join(NAMES)}",
     )
     add = parser.add_argument
-    add("--tasks", type=_positive, metavar="N", help="processes (default: what each job is for)")
+    add(
+        "--tasks",
+        type=_positive,
+        metavar="N",
+        help="processes (default: as each job requires)",
+    )
     add("--threads", type=_positive, metavar="N", help="threads per process")
     add(
         "--job", action="append", choices=NAMES, metavar="NAME",
         help="only this job; may be repeated",
     )  # fmt: skip
     add("--runs", type=_positive, default=11, metavar="N", help="runs of each (%(default)s)")
-    add("--json", type=Path, metavar="FILE", help="write the results there")
-    add("--svg", type=Path, metavar="FILE", help="draw them there")
+    add("--json", type=Path, metavar="FILE", help="write the results to FILE")
+    add("--svg", type=Path, metavar="FILE", help="write a chart of them to FILE")
     return parser
 
 

@@ -1,14 +1,15 @@
-"""Whether two contenders give the same answer: only then is their time worth comparing.
+"""Checks that two contenders give the same answer: only then are their times comparable.
 
-What is compared is what both say of the population, which stands still; the rest of the
-host moves between two reads.
+Only what both say of the population is compared, since it does not change between two
+reads.  The other processes of the host do, and may have any name and any number of mappings,
+so nothing is assumed of them.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from taskdiag.abi import VmaFlag
 from taskdiag.netlink import messages
 
 __all__ = (
-    "CheckError", "bytes_of", "json_rows", "lines_by_pid", "map_lines", "mappings_of",
-    "maps_by_pid", "maps_of", "same", "stat_lines", "stats_of",
+    "CheckError", "bytes_of", "json_rows", "lines_by_pid", "map_files", "mappings_of",
+    "maps_by_pid", "maps_of", "same", "stat_files", "stats_of",
 )  # fmt: skip
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -30,9 +31,9 @@ class CheckError(Exception):
 
 
 def same(members: Iterable[int], ours: Mapping[int, Any], peer: Mapping[int, Any]) -> int:
-    """Compare what both say of every member; gives how many were compared.
+    """Compare what both say of every member, and return how many were compared.
 
-    Raises CheckError if either misses one or they differ about one.
+    Raises CheckError if one of them misses a member, or if they differ about one.
     """
     count = 0
     for pid in members:
@@ -50,10 +51,10 @@ def same(members: Iterable[int], ours: Mapping[int, Any], peer: Mapping[int, Any
 def lines_by_pid(text: str, column: int, without: tuple[int, ...] = ()) -> dict[int, list[str]]:
     """The words of every line of a table, by the pid in ``column``.
 
-    ``without`` are columns that move even where the processes stand still.
+    ``without`` are columns that change even if the process does nothing.
     """
     found = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         words = line.split()
         if len(words) > column and words[column].isdigit():
             kept = [word for index, word in enumerate(words) if index not in without]
@@ -62,7 +63,7 @@ def lines_by_pid(text: str, column: int, without: tuple[int, ...] = ()) -> dict[
 
 
 def stats_of(data: bytes) -> dict[int, tuple[Any, ...]]:
-    """Of a stream with BASE and STAT, what /proc/PID/stat shows, too: see `stat_lines`."""
+    """The fields of /proc/PID/stat that a stream with BASE and STAT has: see `stat_files`."""
     found = {}
     for task in taskdiag.decode([data]):
         base, stat = task.base, task.stat
@@ -74,21 +75,23 @@ def stats_of(data: bytes) -> dict[int, tuple[Any, ...]]:
     return found
 
 
-def stat_lines(text: str) -> dict[int, tuple[Any, ...]]:
-    """The same from lines of /proc/PID/stat, by proc_pid_stat(5)."""
+def stat_files(output: bytes, members: Container[int]) -> dict[int, tuple[Any, ...]]:
+    """The same of the members, from the check output of c/read_stat.c (proc_pid_stat(5))."""
     found = {}
-    for line in text.splitlines():
-        head, _, rest = line.rpartition(") ")
-        pid, _, comm = head.partition(" (")
-        if pid.isdigit():
+    for (pid,), content in _framed(output):
+        if int(pid) in members:
+            head, _, rest = content.rpartition(b") ")
             words = rest.split()
             numbers = [int(word) for word in words[1:]]
-            found[int(pid)] = (comm, words[0], *numbers[:3], *numbers[6:14], numbers[16])
+            found[int(pid)] = (
+                os.fsdecode(head.partition(b" (")[2]), words[0].decode(), *numbers[:3],
+                *numbers[6:14], numbers[16],
+            )  # fmt: skip
     return found
 
 
 def maps_of(data: bytes) -> dict[int, tuple[Any, ...]]:
-    """Of a stream of threads with VMA, the threads and mappings of each process."""
+    """The threads and mappings of each process, of a stream of threads with VMA."""
     found: dict[int, tuple[list[int], list[Any]]] = {}
     for task in taskdiag.decode([data]):
         threads, vmas = found.setdefault(task.tgid, ([], []))
@@ -103,23 +106,18 @@ def maps_of(data: bytes) -> dict[int, tuple[Any, ...]]:
     return {pid: (sorted(threads), vmas) for pid, (threads, vmas) in found.items()}
 
 
-def map_lines(text: str) -> dict[int, tuple[Any, ...]]:
-    """The same from the check output of c/read_threads.c."""
+def map_files(output: bytes, members: Container[int]) -> dict[int, tuple[Any, ...]]:
+    """The same of the members, from the check output of c/read_threads.c (proc_pid_maps(5))."""
     found: dict[int, tuple[list[int], list[Any]]] = {}
-    for line in text.splitlines():
-        kind, pid, rest = line.split(" ", 2)
-        threads, vmas = found.setdefault(int(pid), ([], []))
-        if kind == "T":
-            threads.append(int(rest))
+    for words, content in _framed(output):
+        pid = int(words[1])
+        if pid not in members:
             continue
-        span, perms, offset, device, inode, *name = rest.split(None, 5)
-        start, _, end = span.partition("-")
-        vmas.append(
-            (
-                int(start, 16), int(end, 16), perms, int(offset, 16), device, int(inode),
-                name[0] if name else "",
-            )
-        )  # fmt: skip
+        threads, vmas = found.setdefault(pid, ([], []))
+        if words[0] == b"T":
+            threads.append(int(words[2]))
+        else:
+            vmas += map(_mapping, content.rstrip(b"\n").split(b"\n"))
     return {pid: (sorted(threads), vmas) for pid, (threads, vmas) in found.items()}
 
 
@@ -131,29 +129,60 @@ def mappings_of(data: bytes) -> dict[int, list[tuple[int, int]]]:
     }
 
 
-def maps_by_pid(text: str) -> dict[int, list[tuple[int, int]]]:
-    """The same from maps or smaps, as c/read_proc.c prints them."""
+def maps_by_pid(output: bytes) -> dict[int, list[tuple[int, int]]]:
+    """The same from maps or smaps, as c/read_proc.c prints them.
+
+    Newlines in names are escaped there, so that every line is the kernel's.
+    """
     found: dict[int, list[tuple[int, int]]] = {}
     current: list[tuple[int, int]] = []
-    for line in text.splitlines():
+    for line in output.split(b"\n"):
         if line.isdigit():
             current = found.setdefault(int(line), [])
             continue
-        span = line.partition(" ")[0]
-        start, dash, end = span.partition("-")
+        span = line.partition(b" ")[0]
+        start, dash, end = span.partition(b"-")
         # Lines of statistics have a colon there.
-        if dash and not span.endswith(":"):
+        if dash and not span.endswith(b":"):
             current.append((int(start, 16), int(end, 16)))
     return found
 
 
+def _mapping(line: bytes) -> tuple[int, int, str, int, str, int, str]:
+    """A line of maps, as `maps_of` has it."""
+    span, perms, offset, device, inode, *name = line.split(None, 5)
+    start, _, end = span.partition(b"-")
+    return (
+        int(start, 16), int(end, 16), perms.decode(), int(offset, 16), device.decode(),
+        int(inode), os.fsdecode(b"".join(name)),
+    )  # fmt: skip
+
+
+def _framed(output: bytes) -> Iterator[tuple[list[bytes], bytes]]:
+    """The records of a C program's check output: words, and the bytes that follow.
+
+    A record is a line; unless it is a "T" line, its last word is a number of bytes to follow.
+    """
+    at = 0
+    while at < len(output):
+        end = output.index(b"\n", at)
+        words = output[at:end].split()
+        at = end + 1
+        if words[0] == b"T":
+            yield words, b""
+            continue
+        size = int(words.pop())
+        yield words, output[at : at + size]
+        at += size
+
+
 def bytes_of(data: bytes) -> dict[int, str]:
-    """The messages of a stream by pid, byte for byte, as hexadecimal digits."""
+    """The messages of a stream by pid, in hexadecimal."""
     return {pid: data[at:end].hex() for at, end, pid, _, _ in messages(data)}
 
 
 def json_rows(path: Path, *, psutil: bool) -> dict[int, tuple[Any, ...]]:
-    """The ten attributes in common units: seconds and bytes."""
+    """The ten attributes of each process, in seconds and bytes."""
     found = {}
     for row in json.loads(path.read_text()):
         pid, ppid, name, state, uid, gid, utime, stime, rss, threads = row

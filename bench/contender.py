@@ -1,4 +1,4 @@
-"""Those who compete: each does its job once per call and says how long it took."""
+"""The programs that are compared: each does its job once per call, and reports the time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = (
     "Worker", "note",
 )  # fmt: skip
 
-#: Whole commands run with this and nothing else, so that every host measures alike.
+#: The whole environment of every command, so that measurements are alike on all hosts.
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
@@ -28,36 +28,36 @@ ENVIRONMENT = {
 
 
 class RunError(Exception):
-    """A contender failed; the message says how."""
+    """A contender failed; the message says why."""
 
 
 class Taken(NamedTuple):
-    """What a run took, in seconds: on the clock, and of processors."""
+    """What a run took, in seconds of real time and of CPU time."""
 
     wall: float
     cpu: float
 
 
 class Contender(Protocol):
-    """Somebody who does a job."""
+    """A program that does a job."""
 
     @property
     def label(self) -> str:
-        """What it is called in the table."""
+        """Its name in the table."""
 
     def run(self) -> Taken:
-        """Do the job once; gives what it took.  Raises RunError."""
+        """Do the job once, and return what it took.  Raises RunError."""
 
 
 class Command:
-    """A whole command, from its start to its end, with its output thrown away."""
+    """A whole command, measured from start to exit, with its output discarded."""
 
     def __init__(self, label: str, argv: Sequence[str | Path]) -> None:
         self.label = label
         self.argv = [str(word) for word in argv]
 
     def run(self) -> Taken:
-        """Spawn it and wait for it."""
+        """Run it once."""
         null = os.open(os.devnull, os.O_RDWR)
         actions = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1)]
         try:
@@ -77,20 +77,24 @@ class Command:
         return Taken(seconds, usage.ru_utime + usage.ru_stime)
 
     def output(self) -> str:
-        """What it prints."""
+        """What it prints, as text."""
+        return self._output(self.argv).decode("utf-8", "replace")
+
+    def _output(self, argv: Sequence[str]) -> bytes:
         done = subprocess.run(
-            self.argv, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, check=False
+            argv, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, check=False
         )
         if done.returncode:
-            raise RunError(f"{' '.join(self.argv)}: {done.stderr.decode().strip()}")
-        return done.stdout.decode("utf-8", "replace")
+            said = done.stderr.decode("utf-8", "replace").strip()
+            raise RunError(f"{' '.join(argv)}: {said or f'status {done.returncode}'}")
+        return done.stdout
 
 
 class Asking(Command):
-    """A whole command of a user who asks the service, which runs as long as this does.
+    """A command run by a user who has to ask the service, which is started for it.
 
-    The user is nobody, with CAP_SYS_PTRACE and no other privilege: it can load no program,
-    and is shown as many tasks as root.
+    The user is nobody with CAP_SYS_PTRACE, who cannot load programs but sees as many tasks
+    as root.
     """
 
     def __init__(self, label: str, taskdiag: str | Path, *args: str) -> None:
@@ -106,7 +110,7 @@ class Asking(Command):
             self.close()
             raise RunError(f"the service did not start: {said.decode().strip()}")
         user = ("--reuid=65534", "--regid=65534", "--clear-groups")
-        # The second is for finding the command, below a directory of root's.
+        # CAP_DAC_READ_SEARCH is for the command itself, in a private directory of root's.
         held = "-all,+sys_ptrace,+dac_read_search"
         caps = (f"--inh-caps={held}", f"--ambient-caps={held}")
         super().__init__(
@@ -116,7 +120,7 @@ class Asking(Command):
         )  # fmt: skip
 
     def close(self) -> None:
-        """End the service."""
+        """Stop the service."""
         self._service.terminate()
         self._service.wait()
         assert self._service.stderr is not None
@@ -125,15 +129,15 @@ class Asking(Command):
 
 
 class Reader(Command):
-    """A C program that measures itself and prints nanoseconds first."""
+    """A C program that measures itself and prints the times, in nanoseconds."""
 
     def run(self) -> Taken:
-        """Run it; what it takes to start and end is not counted."""
+        """Run it once.  Its start and exit are not counted."""
         return _taken(self.output())
 
-    def check_output(self) -> str:
-        """What it prints with an argument: what it read."""
-        return Command(self.label, [*self.argv, "check"]).output()
+    def check_output(self) -> bytes:
+        """What it has read, as it prints it if it is given an argument."""
+        return self._output([*self.argv, "check"])
 
 
 class Served(Reader):
@@ -185,7 +189,7 @@ class Served(Reader):
 
 
 class _Process:
-    """A process that answers a line with a line, for as long as the benchmark runs."""
+    """A process that answers each line with a line, and runs as long as the benchmark."""
 
     def __init__(self, argv: Sequence[str | Path]) -> None:
         self._process = subprocess.Popen(
@@ -217,7 +221,7 @@ class _Process:
 class Worker:
     """A Python interpreter that runs jobs of `bench.worker` in the clean installation.
 
-    ``extra`` is a directory that holds psutil, appended to the module path.
+    ``extra`` is a directory that contains psutil, appended to the module path.
     """
 
     def __init__(self, python: Path, extra: str = "") -> None:
@@ -236,7 +240,7 @@ class Worker:
         return _Asked(self, label, do, arguments)
 
     def close(self) -> None:
-        """End it."""
+        """Stop it."""
         self._process.close()
 
 
@@ -248,7 +252,7 @@ class _Asked:
         self._arguments = arguments
 
     def run(self) -> Taken:
-        """Ask the worker; its own measure counts."""
+        """Ask the worker, which measures the time itself."""
         answer = self._worker.ask(self._do, **self._arguments)
         return Taken(answer["seconds"], answer["cpu"])
 
@@ -268,7 +272,7 @@ class Iterator:
             raise RunError("libbpf could not load the C iterator")
 
     def run(self) -> Taken:
-        """Attach, read to the end, detach; its own measure counts."""
+        """Attach, read to the end and detach.  The process measures the time itself."""
         return _taken(self._process.ask(""))
 
     def save(self, path: Path) -> None:
@@ -276,16 +280,16 @@ class Iterator:
         self._process.ask(str(path))
 
     def close(self) -> None:
-        """End it."""
+        """Stop it."""
         self._process.close()
 
 
 def _taken(line: str) -> Taken:
-    """Of the line that the C programs print: nanoseconds on the clock and of processors."""
+    """Parse the line that the C programs print: real time and CPU time in nanoseconds."""
     wall, cpu = line.split()[:2]
     return Taken(int(wall) / 1e9, int(cpu) / 1e9)
 
 
 def note(text: str) -> None:
-    """Tell the person who watches."""
+    """Print a line on standard error."""
     print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What each group of attributes costs, and that asking for one makes no other dearer."""
+"""The cost of each group of attributes, alone and together with others."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from .measure import alternate
 __all__ = ("GROUPS", "TARGET", "TASKS", "measure")
 
 GROUPS = ("base", "cred", "stat", "statm", "cmdline", "vma", "vma_stat", "tty", "sched")
-#: All groups together by the sum of each alone.
+#: The most that all groups together may take, relative to the sum of each alone.
 TARGET = 1.1
-#: Processes that are measured on.
+#: The number of processes to measure with.
 TASKS = 10_000
 
-#: VMA_STAT holds the mappings that it is about, so VMA alone is what it adds to.
+#: A VMA_STAT answer contains the mappings as well, so its cost is what it adds to VMA.
 _WITHIN = {"vma_stat": "vma"}
 
 
 def measure(host: Host, runs: int) -> dict[str, Any]:
-    """Time per task of a message without a group, with each alone, with BASE, and with all.
+    """The time per task without any group, with each alone, with BASE, and with all.
 
     ``cost`` is what a group adds to an empty message, ``beside_base`` what it adds to one
-    that has BASE; both in seconds per task.
+    with BASE; both in seconds per task.
     """
     asks = {"": 0}
     from taskdiag import Show

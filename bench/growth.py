@@ -1,4 +1,4 @@
-"""Time per task as the host grows: it should not depend on how many there are."""
+"""The time per task on hosts of different sizes, which should not depend on the size."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .population import Population
 __all__ = ("SIZES", "TARGET", "measure")
 
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000)
-#: The largest time per task by the smallest.
+#: The longest time per task may be this many times the shortest.
 TARGET = 1.2
 
-#: Tasks that are read in all per size, so that small sizes are measured as well as large.
+#: How many tasks to read in total for each size: small sizes are read more often.
 _TASKS = 300_000
 
 
 def measure(host: Host, sizes: Sequence[int], runs: int) -> dict[str, Any]:
     """Measure at each size, in one population that grows.
 
-    The C iterator beside ours tells what the kernel's own walk costs at that size.
+    The C iterator shows what the kernel's own walk costs at that size.
     """
     contenders: list[Contender] = [
         host.worker.contender("taskdiag.stream('base')", "stream", engine="kernel", show="base")

@@ -1,4 +1,4 @@
-"""What the jobs of one run share: tools, the clean installation, helper processes."""
+"""What the jobs of a run share: tools, a clean installation, helper processes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ("Host", "Missing")
 
 
 class Missing(Exception):
-    """A job cannot run here; the message says what it lacks."""
+    """A job cannot run on this host; the message says what is missing."""
 
 
 class Host:
-    """A context manager; everything that it made is gone at the end."""
+    """A context manager that removes everything it has made at the end."""
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
@@ -42,7 +42,7 @@ class Host:
         self._stack.close()
 
     def file(self, name: str) -> Path:
-        """A path for something temporary."""
+        """The path of a temporary file."""
         return self.directory / name
 
     @cached_property
@@ -52,22 +52,22 @@ class Host:
 
     @cached_property
     def worker(self) -> Worker:
-        """An interpreter with taskdiag and, at the end of its path, psutil."""
+        """An interpreter that has taskdiag and, at the end of its module path, psutil."""
         worker = Worker(self.installation.python, self.psutil or "")
         self._stack.callback(worker.close)
         return worker
 
     @cached_property
     def psutil(self) -> str | None:
-        """The directory that has psutil, if it is installed."""
+        """The directory that contains psutil, if it is installed."""
         spec = importlib.util.find_spec("psutil")
         return None if spec is None or not spec.origin else str(Path(spec.origin).parents[1])
 
     def closing(self, thing: contextlib.AbstractContextManager[object]) -> None:
-        """Have something closed at the end."""
+        """Enter a context that is left at the end."""
         self._stack.enter_context(thing)
 
     @property
     def source(self) -> str:
-        """The interpreter, as the report describes it."""
+        """The version of Python, for the report."""
         return sys.version.split()[0]

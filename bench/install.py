@@ -1,8 +1,8 @@
-"""A clean installation of taskdiag, as a user's: an environment with nothing else in it.
+"""A clean installation of taskdiag, as a user has it: an environment with nothing else.
 
-What `pip install` does, without asking a package index: the package's files, compiled, and
-the command.  Development environments start slower: an editable
-installation and every other package's .pth file add to each start of the interpreter.
+It has what ``pip install`` puts there, the compiled package and the command, without a
+package index.  A development environment starts more slowly: an editable installation, and
+the .pth files of other packages, add to each start of the interpreter.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Installation:
         self._script()
 
     def _script(self) -> None:
-        """The command, with the interpreter in its first line, as pip rewrites it."""
+        """Write the command with this interpreter in its first line, as pip does."""
         lines = (ROOT / "bin" / "taskdiag").read_text().splitlines(keepends=True)
         lines[0] = f"#!{self.python}\n"
         self.command.write_text("".join(lines))

@@ -1,6 +1,6 @@
-"""The jobs: each pairs what we do with the one who does it today.
+"""The jobs: each compares taskdiag with a program that does the same today.
 
-One job per row of the table of goals; those without a ``target`` are told for interest.
+There is a job for each row of the table of goals.  Jobs without a ``target`` have no goal.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Pair = tuple[Contender, Contender]
 
 
 class Job:
-    """A job by name.
+    """A comparison of two contenders.
 
-    ``build`` gives our contender and the peer; ``check``, given them and the pids of the
-    population, raises CheckError if their answers differ and tells how many were compared.
-    ``target`` is the ratio of their times to reach, or not to exceed where ``at_most``
-    (then it is our time by the peer's).
+    ``build`` returns ours and the peer's.  ``check`` is called with both and the pids of the
+    population; it raises CheckError if their answers differ, and returns how many were
+    compared.  ``target`` is the least ratio of the peer's time to ours; with ``at_most``, it
+    is the greatest ratio of our time to the peer's.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ def _ps(*args: str) -> Callable[[Host], Pair]:
 def _service(host: Host) -> Pair:
     taskdiag, words = host.installation.command, ("ps", "ax", "-o", "pid,ppid")
     _tool("setpriv")
-    # Both change their credentials on the way, which is not what is compared.
+    # Both run setpriv, whose time is not what is compared.
     root: list[str | Path] = [
         "/usr/bin/env",
         "setpriv",
@@ -205,7 +205,7 @@ def _table(column: int, *without: int) -> Callable[[Host, Any, Any, Sequence[int
 
 
 def _top_check(host: Host, ours: Command, peer: Command, members: Sequence[int]) -> int:
-    # Columns and units differ; that both show every process, under the same name, does not.
+    # Columns and units differ: compare the names only.
     mine, theirs = (
         {pid: words[-1] for pid, words in checks.lines_by_pid(who.output(), 0).items()}
         for who in (ours, peer)
@@ -221,7 +221,7 @@ def _saved(host: Host, contender: Any, name: str) -> Path:
 
 def _stat_check(host: Host, ours: Any, peer: Reader, members: Sequence[int]) -> int:
     mine = checks.stats_of(_saved(host, ours, "ours").read_bytes())
-    return checks.same(members, mine, checks.stat_lines(peer.check_output()))
+    return checks.same(members, mine, checks.stat_files(peer.check_output(), set(members)))
 
 
 def _served_check(host: Host, ours: Served, peer: Served, members: Sequence[int]) -> int:
@@ -236,7 +236,7 @@ def _file_maps_check(host: Host, ours: Served, peer: Reader, members: Sequence[i
 
 def _threads_check(host: Host, ours: Any, peer: Reader, members: Sequence[int]) -> int:
     mine = checks.maps_of(_saved(host, ours, "ours").read_bytes())
-    return checks.same(members, mine, checks.map_lines(peer.check_output()))
+    return checks.same(members, mine, checks.map_files(peer.check_output(), set(members)))
 
 
 def _ten_check(host: Host, ours: Any, peer: Any, members: Sequence[int]) -> int:
@@ -258,7 +258,7 @@ JOBS = (
         _table(0),
         25,
     ),
-    # %CPU (2) falls and START (8) is relative to a boot time that each computes for itself.
+    # %CPU (2) changes, and START (8) depends on a boot time that each computes for itself.
     Job("ps-aux", "ps aux, whole command", _ps("aux"), _table(1, 2, 8), 20),
     Job(
         "service",

@@ -1,4 +1,4 @@
-"""Limits that stand in the way of many processes: raised where that may be, put back at the end.
+"""Raise the limits on the number of processes for a while, where that is allowed.
 
 proc_sys_kernel(5): pid_max, threads-max; proc_sys_vm(5): max_map_count; cgroups(7): pids.max;
 getrlimit(2): RLIMIT_NPROC.
@@ -14,25 +14,25 @@ from pathlib import Path
 
 __all__ = ("LimitError", "memory", "raised")
 
-#: What the rest of the host may start while we run.
+#: How many tasks the rest of the host may start meanwhile.
 _SLACK = 2000
-#: What a thread of a population maps at most besides what its process does.
+#: The most mappings that a thread of a population adds to its process.
 _MAPS_PER_THREAD = 2
 
 
 class LimitError(Exception):
-    """The host does not allow what was asked for; the message says what stands in the way."""
+    """The host does not allow what was asked for; the message says which limit it is."""
 
 
 @contextlib.contextmanager
 def raised(tasks: int, threads: int = 1) -> Iterator[None]:
-    """Make room for ``tasks`` processes of ``threads`` threads each.
+    """Make room for ``tasks`` processes of ``threads`` threads each, until the block is left.
 
-    Raises LimitError if a limit is too low and may not be raised.
+    Raises LimitError if a limit is too low and cannot be raised.
     """
     wanted = tasks * threads + _running() + _SLACK
     with contextlib.ExitStack() as stack:
-        # A pid is never given out twice while anything refers to it, so some room more.
+        # A pid cannot be reused while anything refers to it: allow for twice as many.
         stack.enter_context(_file(Path("/proc/sys/kernel/pid_max"), 2 * wanted, wanted))
         stack.enter_context(_file(Path("/proc/sys/kernel/threads-max"), wanted))
         maps = 100 + _MAPS_PER_THREAD * threads
@@ -58,12 +58,12 @@ def memory() -> dict[str, int]:
 
 
 def _running() -> int:
-    """Tasks of the host now: the fourth word of /proc/loadavg is running/all."""
+    """The number of tasks on the host: the fourth field of /proc/loadavg is running/all."""
     return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
 
 
 def _cgroups() -> Iterator[Path]:
-    """The pids.max that concern us: those of our cgroup and of all above it."""
+    """The pids.max files of our cgroup and of all its ancestors (cgroups(7))."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "pids":
@@ -82,7 +82,7 @@ def _cgroups() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _file(path: Path, wanted: int, needed: int | None = None) -> Iterator[None]:
-    """A limit in a file, raised to ``wanted`` if it is lower; ``needed`` may not be missed."""
+    """Raise the limit in a file to ``wanted`` if it is lower; at least ``needed`` is required."""
     try:
         before = path.read_text().strip()
     except OSError:
@@ -97,7 +97,7 @@ def _file(path: Path, wanted: int, needed: int | None = None) -> Iterator[None]:
         if int(before) < (needed or wanted):
             raise LimitError(
                 f"{path} is {before} and {needed or wanted} is needed, "
-                f"but it may not be raised: {error.strerror}"
+                f"but it cannot be raised: {error.strerror}"
             ) from None
         yield
         return
@@ -109,7 +109,7 @@ def _file(path: Path, wanted: int, needed: int | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _rlimit(wanted: int) -> Iterator[None]:
-    """RLIMIT_NPROC; whoever has CAP_SYS_RESOURCE is not held by it."""
+    """Raise RLIMIT_NPROC.  It does not apply to root (getrlimit(2))."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
     if os.geteuid() == 0 or soft == resource.RLIM_INFINITY or soft >= wanted:
         yield

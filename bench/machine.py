@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""A description of the host that the figures were measured on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def describe() -> dict[str, Any]:
 
 
 def sentence(machine: dict[str, Any]) -> str:
-    """The same for a caption."""
+    """The same as one sentence, for a caption."""
     where = " (virtual machine)" if machine["virtual"] else ""
     return (
         f"{machine['cpu']}, {machine['cores']} cores{where}, "

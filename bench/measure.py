@@ -1,4 +1,4 @@
-"""Measuring in pairs: whatever the host does meanwhile, it does to both."""
+"""Measuring in turns, so that whatever else the host does affects all contenders alike."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .contender import Contender, Taken
 
 __all__ = ("Samples", "alternate", "pair")
 
-#: A job that has taken this long (seconds) makes do with three runs.
+#: After this many seconds, three runs of a job are enough.
 _PATIENCE = 60.0
 _FEWEST = 3
 
 
 class Samples:
-    """What a contender took, run by run, in seconds."""
+    """The times of a contender's runs, in seconds."""
 
     def __init__(self, label: str, runs: Sequence[Taken]) -> None:
         self.label = label
@@ -26,11 +26,11 @@ class Samples:
 
     @property
     def median(self) -> float:
-        """The run in the middle."""
+        """The median of the real times."""
         return statistics.median(self.seconds)
 
     def as_json(self) -> dict[str, Any]:
-        """Median, spread (fastest and slowest run) and every run; processor time as well."""
+        """The median, the fastest and slowest run, and every run, in real time and CPU time."""
         return {
             "label": self.label,
             "median": self.median,
@@ -42,7 +42,10 @@ class Samples:
 
 
 def alternate(contenders: Sequence[Contender], runs: int) -> list[Samples]:
-    """Warm up, then let all take turns, in changing order, ``runs`` times."""
+    """Run each once without measuring, then all in turn, ``runs`` times.
+
+    The order is reversed each time.
+    """
     for contender in contenders:
         contender.run()
     found: list[list[Taken]] = [[] for _ in contenders]
@@ -60,10 +63,10 @@ def alternate(contenders: Sequence[Contender], runs: int) -> list[Samples]:
 
 
 def pair(ours: Contender, peer: Contender, runs: int) -> dict[str, Any]:
-    """Measure two; ``ratio`` is how many times the peer's median is ours.
+    """Measure two contenders.  ``ratio`` is the peer's median divided by ours.
 
-    ``cpu_ratio`` is that of processor time, which others on the host disturb less;
-    ``ratio_spread`` is the smallest and the largest ratio between two runs side by side.
+    ``cpu_ratio`` is the same of CPU time, which other processes disturb less;
+    ``ratio_spread`` is the smallest and the largest ratio of two adjacent runs.
     """
     mine, theirs = alternate((ours, peer), runs)
     ratios = [b / a for a, b in zip(mine.seconds, theirs.seconds, strict=True)]
@@ -77,5 +80,5 @@ def pair(ours: Contender, peer: Contender, runs: int) -> dict[str, Any]:
 
 
 def _ratio(a: float, b: float) -> float | None:
-    """None where the clock is too coarse to tell."""
+    """The quotient, or None if the clock was too coarse to measure the divisor."""
     return a / b if b else None

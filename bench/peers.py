@@ -1,4 +1,4 @@
-"""The C programs of `bench/c`, compiled on the spot."""
+"""The C programs of `bench/c`, compiled when they are needed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
 
 class BuildError(Exception):
-    """A peer cannot be built here; the message says why."""
+    """A C program cannot be built on this host; the message says why."""
 
 
 class Toolbox:
-    """Compiles into a directory, each program once.
+    """Compiles programs into a directory, each once.
 
     >>> Toolbox(Path("/tmp/tools")).program("read_stat")
     PosixPath('/tmp/tools/read_stat')
@@ -28,10 +28,10 @@ class Toolbox:
         self.directory = directory
 
     def program(self, name: str, *flags: str) -> Path:
-        """The executable made of ``c/NAME.c``.  Raises BuildError."""
+        """The executable built from ``c/NAME.c``.  Raises BuildError."""
         path = self.directory / name
         if not path.exists():
-            compiler = _which("cc", "gcc", "clang")
+            compiler = _which("gcc libc6-dev", "cc", "gcc", "clang")
             source = _SOURCES / f"{name}.c"
             _run(compiler, "-O2", "-Wall", "-o", str(path), str(source), *flags)
         return path
@@ -39,12 +39,12 @@ class Toolbox:
     def iterator(self) -> tuple[Path, Path]:
         """The C BPF iterator: its loader (libbpf) and its object file (clang).
 
-        Raises BuildError where clang, bpftool, libbpf or the kernel's types are missing.
+        Raises BuildError if clang, bpftool, libbpf or the kernel's BTF is missing.
         """
         target = self.directory / "iterator.bpf.o"
         if not target.exists():
-            clang = _which("clang", "clang-19", "clang-16", "clang-15", "clang-14")
-            bpftool = _which("bpftool", "/usr/sbin/bpftool")
+            clang = _which("clang", "clang", "clang-19", "clang-16", "clang-15", "clang-14")
+            bpftool = _which("bpftool", "bpftool", "/usr/sbin/bpftool")
             if not VMLINUX.exists():
                 raise BuildError(f"{VMLINUX} is missing: this kernel was built without BTF")
             types = _run(bpftool, "btf", "dump", "file", str(VMLINUX), "format", "c")
@@ -57,12 +57,13 @@ class Toolbox:
         return self.program("iterator", "-lbpf"), target
 
 
-def _which(*names: str) -> str:
+def _which(package: str, *names: str) -> str:
+    """The path of the first of these programs, which are of that Debian package."""
     for name in names:
         found = shutil.which(name)
         if found:
             return found
-    raise BuildError(f"none of these programs is installed: {', '.join(names)}")
+    raise BuildError(f"{' or '.join(names)} is not installed: apt-get install {package}")
 
 
 def _run(*argv: str) -> bytes:

@@ -1,6 +1,6 @@
-"""Results as a picture: one bar per job, how many times faster than its peer.
+"""The results as a chart: a bar for each job shows how many times faster it is than its peer.
 
-SVG by hand, legible on light and on dark pages: the colours follow the reader's.
+It is SVG, and its colours follow the reader's preference for a light or a dark page.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _STYLE = """
 
 
 def draw(results: dict[str, Any]) -> str:
-    """The jobs that compare us with a peer, and below what task_diag reported in 2016."""
+    """The jobs that have a peer, and below them what task_diag reported in 2016."""
     jobs = [job for job in results["jobs"] if not job["at_most"]]
     y = 90
     body = [_grid(y, len(jobs), label=True)]
@@ -116,19 +116,19 @@ def _job(job: dict[str, Any], y: float) -> list[str]:
 
 
 def _sizes(jobs: Sequence[dict[str, Any]]) -> str:
-    """How many processes there were, if that is the same for most of them."""
+    """The number of processes that most jobs had."""
     plain = [job["tasks"] for job in jobs if job["threads"] == 1]
     return f"{max(plain):,} processes" if plain else "many threads"
 
 
 def _grid(y: float, rows: int, *, label: bool = False) -> str:
-    """The lines behind some rows."""
+    """The grid lines behind some rows."""
     bottom = y + rows * _ROW - (_ROW - _BAR) + 6
     return "\n".join(_tick(value, y - 8, bottom, label=label) for value in _TICKS)
 
 
 def _at(ratio: float) -> float:
-    """Where a ratio lies, from left to right: equal factors are equal ways."""
+    """The horizontal position of a ratio, on a logarithmic scale."""
     share = log10(min(max(ratio, 1.0), _MOST)) / log10(_MOST)
     return _LEFT + share * (_RIGHT - _LEFT)
 

@@ -1,7 +1,7 @@
-"""Populations: many processes that sleep, each with a name of its own, made fast.
+"""Populations: many sleeping processes, each with a name of its own.
 
-They are children of one C program (c/population.c) and end with it: at the end of the
-``with`` block, on a signal or an exception, and even if this process is killed outright.
+They are children of a C program (c/population.c) and end with it: at the end of the ``with``
+block, on a signal or an exception, and even if this process is killed with SIGKILL.
 
     >>> with Population(toolbox, threads=5) as people:
     ...     people.grow(10_000)
@@ -22,15 +22,15 @@ from .peers import Toolbox
 
 __all__ = ("NAME", "TITLE", "Population", "Progress")
 
-#: What the members are called: this and their number.
+#: The name of each member is this followed by its number.
 NAME = "bench-"
-#: Their last argument, before each writes its number over it.
+#: Their last argument, over which each member writes its number.
 TITLE = "0000000"
 
-#: Members made first, to see how much memory one takes.
+#: How many members are made first, to find out how much memory each takes.
 _SAMPLE = 500
-#: What a process and each thread more take at most, before that was measured, and what
-#: is left to everyone else.
+#: The most memory that a process and each further thread may take, before that is known,
+#: and how much is left for the rest of the host.
 _GUESS = 160 << 10
 _GUESS_THREAD = 40 << 10
 _RESERVE = 512 << 20
@@ -45,7 +45,7 @@ class Progress:
         self._shown = sys.stderr.isatty()
 
     def show(self, done: int) -> None:
-        """Draw it anew."""
+        """Draw it."""
         if self._shown:
             filled = 30 * done // max(self.total, 1)
             bar = "#" * filled + "." * (30 - filled)
@@ -53,7 +53,7 @@ class Progress:
             sys.stderr.flush()
 
     def close(self) -> None:
-        """Wipe it away."""
+        """Erase it."""
         if self._shown:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
@@ -90,7 +90,8 @@ class Population:
         root, self._root, self.size = self._root, None, 0
         if root is None:
             return
-        # It kills and reaps the members when its input ends; should it not, they die with it.
+        # It kills and reaps the members at the end of its input.  If it fails to, they are
+        # killed when it ends.
         assert root.stdin is not None
         assert root.stdout is not None
         try:
@@ -114,14 +115,14 @@ class Population:
             if first - count >= _SAMPLE:
                 self.weight = max(_kernel_memory() - before, 0) // (first - count)
         if size > self.size:
-            # Others come and go meanwhile, so the sample is believed within limits.
+            # Other processes start and end meanwhile, so the sample may be far off.
             self._check_memory(size, min(max(self.weight, guess // 2), guess))
             self._make(size, size)
-        # The last of them is on its way from "ready" into its sleep.
+        # The last of them has said "ready", but may not sleep yet.
         time.sleep(0.1)
 
     def pids(self) -> list[int]:
-        """The members, in ascending order: those in our session, but not who made them."""
+        """The members in ascending order: the processes of the session that have their name."""
         assert self._root is not None
         session = str(self._root.pid).encode()
         found = []
@@ -169,7 +170,7 @@ class Population:
 
 
 def _kernel_memory() -> int:
-    """What processes take, where none of it is a file's cache."""
+    """The memory in use that is not page cache."""
     found = limits.memory()
     names = ("Slab", "KernelStack", "PageTables", "AnonPages", "Percpu", "VmallocUsed")
     return sum(found.get(name, 0) for name in names)

@@ -1,4 +1,4 @@
-"""Results as tables for a terminal."""
+"""The results as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from . import machine
 __all__ = ("TIMES", "report", "seconds", "verdict")
 
 
-#: Stands between a number and what it counts.
+#: Separates a factor from its unit.
 TIMES = " \N{MULTIPLICATION SIGN}"
 
 
 def seconds(value: float) -> str:
-    """A time in the unit that suits it.
+    """A time in a suitable unit.
 
     >>> seconds(0.0421), seconds(3.1e-07)
     ('42.1 ms', '310 ns')
@@ -27,7 +27,7 @@ def seconds(value: float) -> str:
 
 
 def verdict(result: dict[str, Any]) -> str:
-    """The target and whether it was met."""
+    """The target, and whether it was met."""
     if result["target"] is None:
         return "-"
     how = "at most" if result.get("at_most") else "at least"
@@ -35,7 +35,7 @@ def verdict(result: dict[str, Any]) -> str:
 
 
 def report(results: dict[str, Any]) -> str:
-    """Everything that was measured."""
+    """All results."""
     parts = [machine.sentence(results["machine"])]
     if results["jobs"]:
         parts.append(_jobs(results["jobs"]))
@@ -51,7 +51,7 @@ def report(results: dict[str, Any]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as what is in them; numbers to the right."""
+    """A table, with numbers aligned to the right."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = []
     for row in (head, *rows):

@@ -1,7 +1,7 @@
-"""System calls and bytes per job, as the announcement of task_diag reported them.
+"""System calls and bytes of each job, as the announcement of task_diag reported them.
 
-strace(1) counts the calls; the bytes are those of /proc/PID/io: what read(2) and write(2)
-moved, wherever from and to.
+strace(1) counts the calls.  The bytes are those of /proc/PID/io: all that read(2) and
+write(2) transferred.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TASKS = 30_000
 #: System calls of ``taskdiag ps ax -o pid,ppid`` beyond the interpreter's start.
 TARGET = 100
 
-#: What the job imports, without doing it: the start of the interpreter.
+#: Imports what a job imports, and does nothing else.
 _START = """\
 import importlib, sys
 sys.path += sys.argv[2:]
@@ -40,13 +40,13 @@ _PSUTIL = _TEN + "worker.ten_psutil()\n"
 
 
 def measure(host: Host, tasks: int) -> dict[str, Any]:
-    """Count for each job; ``start`` is the same interpreter importing the same modules.
+    """Count the system calls of each job, and of an interpreter that imports the same modules.
 
-    Raises Missing without strace.
+    Raises Missing if strace is not installed.
     """
     strace = shutil.which("strace")
     if not strace:
-        raise Missing("strace is not installed")
+        raise Missing("strace is not installed: apt-get install strace")
     python = host.installation.python
     here = str(Path(__file__).parent)
     extra = [host.psutil] if host.psutil else []
@@ -80,7 +80,7 @@ def measure(host: Host, tasks: int) -> dict[str, Any]:
 
 
 def _loaded(python: Path, argv: Sequence[str | Path]) -> str:
-    """The modules that a Python command has imported at its end."""
+    """The modules that a Python command has imported by the time it ends."""
     words = [str(word) for word in argv]
     if words[0] == str(python):
         code, rest = words[3], words[4:]
@@ -101,7 +101,7 @@ def _loaded(python: Path, argv: Sequence[str | Path]) -> str:
 
 
 def _count(host: Host, strace: str, argv: Sequence[str | Path]) -> dict[str, int]:
-    """System calls of a command and its children, by name."""
+    """The number of system calls of a command and its children, by name."""
     path = host.file("strace")
     done = subprocess.run(
         [strace, "-c", "-f", "-o", str(path), *map(str, argv)],
@@ -120,7 +120,7 @@ def _count(host: Host, strace: str, argv: Sequence[str | Path]) -> dict[str, int
 
 
 def _io(argv: Sequence[str | Path]) -> dict[str, int]:
-    """What a command reads and writes; {} where the kernel does not count it."""
+    """The bytes that a command reads and writes; {} if the kernel does not count them."""
     words = [str(word) for word in argv]
     null = os.open(os.devnull, os.O_RDWR)
     try:

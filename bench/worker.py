@@ -1,8 +1,8 @@
-"""What is measured inside Python, run by the interpreter of the clean installation.
+"""Jobs that are measured inside Python, run by the interpreter of the clean installation.
 
-A job per line on standard input, as JSON: ``do`` names a function below, the rest are its
-arguments; the answer is a line of JSON: what the function returns.  It stands alone: the
-interpreter that runs it has taskdiag installed, but not this package.
+Each line of standard input is a job in JSON: ``do`` is the name of a function below, the rest
+are its arguments.  The answer is a line of JSON with what the function returns.  This module
+imports nothing of `bench`, which is not installed there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 Row = tuple[int, int, str, str, int, int, float, float, int, int]
 
-#: What psutil calls the ten attributes.
+#: The ten attributes, by their names in psutil.
 PSUTIL = (
     "pid", "ppid", "name", "status", "uids", "gids", "cpu_times", "memory_info", "num_threads",
 )  # fmt: skip
@@ -25,7 +25,7 @@ _engines: dict[str, Any] = {}
 
 
 def _engine(name: str) -> Any:
-    """The engine of that name, made once, as a program that asks often does."""
+    """The engine of that name, made once, as in a program that asks often."""
     from taskdiag.engine import choose
 
     if name not in _engines:
@@ -34,7 +34,7 @@ def _engine(name: str) -> Any:
 
 
 def stream(engine: str, show: str | int, strategy: int = 0, path: str = "") -> dict[str, Any]:
-    """Read an answer to its end; with ``path``, write it there."""
+    """Read an answer to its end, and then once more into ``path`` if that is given."""
     import taskdiag
 
     chosen = _engine(engine)
@@ -50,7 +50,7 @@ def stream(engine: str, show: str | int, strategy: int = 0, path: str = "") -> d
 
 
 def ten(engine: str, path: str = "") -> dict[str, Any]:
-    """Ten attributes of every process by `taskdiag.dump`."""
+    """Read ten attributes of every process by `taskdiag.dump`."""
     import taskdiag
 
     chosen = _engine(engine)
@@ -72,7 +72,7 @@ def ten(engine: str, path: str = "") -> dict[str, Any]:
 
 
 def ten_psutil(path: str = "") -> dict[str, Any]:
-    """The same by psutil."""
+    """Read the same by psutil."""
     import psutil  # type: ignore[import-untyped]
 
     start, cpu = time.perf_counter(), time.process_time()
@@ -80,13 +80,17 @@ def ten_psutil(path: str = "") -> dict[str, Any]:
     for process in psutil.process_iter(PSUTIL):
         info = process.info
         times = info["cpu_times"]
-        rows.append(
-            (
-                info["pid"], info["ppid"], info["name"], info["status"], info["uids"].real,
-                info["gids"].real, times.user, times.system, info["memory_info"].rss,
-                info["num_threads"],
-            )
-        )  # fmt: skip
+        try:
+            rows.append(
+                (
+                    info["pid"], info["ppid"], info["name"], info["status"], info["uids"].real,
+                    info["gids"].real, times.user, times.system, info["memory_info"].rss,
+                    info["num_threads"],
+                )
+            )  # fmt: skip
+        except AttributeError:
+            # What psutil was refused is None.
+            continue
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     if path:
         _save(path, rows)
@@ -94,7 +98,7 @@ def ten_psutil(path: str = "") -> dict[str, Any]:
 
 
 def imports(modules: list[str]) -> dict[str, Any]:
-    """Import modules, which a first call would otherwise pay for."""
+    """Import modules, so that no measured call has to."""
     for module in modules:
         importlib.import_module(module)
     return {"version": {m: getattr(sys.modules[m], "__version__", "") for m in modules}}
@@ -114,7 +118,7 @@ DO: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Serve until the end of standard input."""
+    """Do jobs until the end of standard input."""
     sys.path += sys.argv[1:]
     for line in sys.stdin:
         job = json.loads(line)

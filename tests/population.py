@@ -38,6 +38,8 @@ CLONE_NEWPID = 0x20000000
 MS_REC_PRIVATE = 0x4000 | 0x40000
 SYS_exit = {"x86_64": 60, "aarch64": 93}[os.uname().machine]
 PAGE = mmap.PAGESIZE
+#: A user and a group of whom no process is expected on this host.
+UNUSED_ID = 30_000 + os.getpid() % 20_000
 
 #: Names that try to break parsers and terminals.
 HOSTILE_NAMES = [
@@ -379,6 +381,20 @@ def lock_memory() -> list[int]:
     at = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
     check(libc.mlock(ctypes.c_void_p(at), ctypes.c_size_t(16 * PAGE)))
     return [at, 16 * PAGE]
+
+
+def many_mappings(count: int) -> Callable[[], None]:
+    """Have about that many mappings: every other page may be written, so they do not merge."""
+
+    def setup() -> None:
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        size, private = count * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        start: int = libc.mmap(None, size, mmap.PROT_READ, private, -1, 0)
+        for at in range(start, start + size, 2 * PAGE):
+            check(libc.mprotect(ctypes.c_void_p(at), PAGE, mmap.PROT_READ | mmap.PROT_WRITE))
+
+    return setup
 
 
 def advise_huge() -> list[int]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import taskdiag
-from conftest import missing
+from conftest import missing, public_directory
 from population import CLONE_NEWNS, MS_REC_PRIVATE, check, forked, libc, refused_to_root
 from taskdiag.errors import NoSuchProcess
 from taskdiag.service import ServiceEngine
@@ -89,7 +89,7 @@ def stop(service: Service) -> tuple[int, bytes]:
 @contextlib.contextmanager
 def directory() -> Iterator[str]:
     """A temporary directory that everybody may look into."""
-    with tempfile.TemporaryDirectory(prefix="taskdiag-") as where:
+    with tempfile.TemporaryDirectory(prefix="taskdiag-", dir=public_directory()) as where:
         os.chmod(where, 0o755)
         yield where
 

@@ -24,6 +24,7 @@ from population import (
     MS_REC_PRIVATE,
     PR_SET_KEEPCAPS,
     PR_SET_PDEATHSIG,
+    UNUSED_ID,
     Population,
     check,
     child,
@@ -138,7 +139,7 @@ def test_by_pid_hidden_is_missing(population: Population) -> None:
     target = population["plain"].pid
 
     def run() -> list[str]:
-        plain_user(65534, 65534)()
+        plain_user(UNUSED_ID, UNUSED_ID)()
         out = []
         for strategy in (Dump.ONE, Dump.CHILDREN, Dump.THREAD):
             for pid in (target, 0x7FFFFFFF):
@@ -198,7 +199,7 @@ def test_procfs_mounted_with_hidepid() -> None:
         check(libc.unshare(CLONE_NEWNS))
         mount(b"none", "/", MS_REC_PRIVATE)
         mount(b"proc", "/proc", 0, b"gid=%d,hidepid=" % NO_GROUP + option)
-        plain_user(65534, 65534)()
+        plain_user(UNUSED_ID, UNUSED_ID)()
         return [task.pid for task in taskdiag.dump("base,stat,vma", engine="procfs")]
 
     for option in (b"1", b"2", b"4"):

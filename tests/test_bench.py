@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from conftest import missing, open_engine
+from conftest import missing, need, open_engine
+from population import child, comm_of, many_mappings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -27,9 +27,17 @@ from bench import checks, jobs, limits, picture, report  # noqa: E402
 from bench.contender import Command, RunError, Taken  # noqa: E402
 from bench.host import Host  # noqa: E402
 from bench.measure import alternate, pair  # noqa: E402
-from bench.peers import BuildError, Toolbox  # noqa: E402
+from bench.peers import Toolbox  # noqa: E402
 from bench.population import NAME, TITLE, Population  # noqa: E402
 
+COMPILER = ("gcc", "/usr/include/stdio.h")
+#: What the peers of jobs need besides, by the start of the job's name.
+PEERS = {
+    "ps": ("ps",),
+    "service": ("setpriv",),
+    "top": ("top",),
+    "kernel-c-iterator": ("bpftool", "clang", "/usr/include/bpf/libbpf.h"),
+}
 SYSCTLS = ("kernel/pid_max", "kernel/threads-max", "vm/max_map_count")
 
 
@@ -63,8 +71,7 @@ def members_now(parent: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def toolbox(tmp_path_factory: pytest.TempPathFactory) -> Toolbox:
-    if not shutil.which("cc") and not shutil.which("gcc"):
-        missing("there is no C compiler")
+    need(*COMPILER)
     return Toolbox(tmp_path_factory.mktemp("bench"))
 
 
@@ -103,18 +110,10 @@ def test_population_ends_with_an_exception(toolbox: Toolbox) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_population_ends_with_the_command(tmp_path: Path, number: int) -> None:
+    need(*COMPILER)
     before = settings()
-    argv = [
-        sys.executable,
-        "-m",
-        "bench",
-        "--tasks",
-        "200",
-        "--job",
-        "base-stat",
-        "--runs",
-        "100000",
-    ]
+    words = "--tasks 200 --job python-ten-procfs --runs 100000"
+    argv = [sys.executable, "-m", "bench", *words.split()]
     process = subprocess.Popen(
         argv,
         cwd=ROOT,
@@ -126,7 +125,7 @@ def test_population_ends_with_the_command(tmp_path: Path, number: int) -> None:
     try:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith("bench: base-stat"):
+            if line.startswith("bench: python-ten-procfs"):
                 break
         members = members_now(process.pid)
         assert len(members) == 200
@@ -188,6 +187,7 @@ def test_a_process_limit_that_is_hard_is_told(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
+    need(*COMPILER)
     open_engine("kernel")
     with Host() as host:
         yield host
@@ -195,17 +195,21 @@ def host() -> Iterator[Host]:
 
 @pytest.fixture(scope="module")
 def crowd(host: Host) -> Iterator[list[int]]:
-    with Population(host.toolbox, threads=2) as people:
+    """The members of a population, beside strangers that are hard to read."""
+    with (
+        child(lambda: comm_of(b"\n7 (x) S 1 1 1")),
+        child(many_mappings(60_000)) as large,
+        Population(host.toolbox, threads=2) as people,
+    ):
+        assert len(Path(f"/proc/{large.pid}/maps").read_bytes()) > 2 << 20
         people.grow(50)
         yield people.pids()
 
 
 @pytest.mark.parametrize("job", jobs.JOBS, ids=lambda job: job.name)
 def test_job(host: Host, crowd: list[int], job: jobs.Job) -> None:
-    try:
-        found = jobs.run(job, host, crowd, 1)
-    except BuildError as error:
-        pytest.skip(f"the peer cannot be built here: {error}")
+    need(*(tool for name, tools in PEERS.items() if job.name.startswith(name) for tool in tools))
+    found = jobs.run(job, host, crowd, 1)
     assert found["checked"] == 50
     assert len(found["ours"]["seconds"]) == len(found["peer"]["seconds"]) == 1
     assert found["ratio"] > 0
@@ -213,9 +217,8 @@ def test_job(host: Host, crowd: list[int], job: jobs.Job) -> None:
 
 
 def test_command_measures_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    need(*COMPILER, "ps", "strace")
     open_engine("kernel")
-    if not shutil.which("strace"):
-        missing("strace is not installed")
     before, living = settings(), members_now(os.getpid())
     arguments = ["--tasks", "50", "--runs", "1"]
     for name in ("ps-pid-ppid", "growth", "groups", "syscalls"):
@@ -243,6 +246,7 @@ def test_command_measures_and_draws(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_command_without_room_tells_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    need(*COMPILER)
     monkeypatch.setattr(limits, "memory", lambda: {"MemAvailable": 1 << 20, "MemTotal": 1 << 30})
     arguments = ["--tasks", "10000"]
     for name in ("base-stat", "groups", "growth"):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from conftest import missing, open_engine
+from conftest import need, open_engine
 from taskdiag.errors import EngineUnavailable
 from taskdiag.kernel import bpf
 from taskdiag.kernel.asm import R0, R1, R2, R10, Assembler, Code
@@ -62,8 +61,7 @@ int main(void) {
 
 def compiled(tmp_path: Path, source: str) -> bytes:
     """The output of a C program."""
-    if shutil.which("gcc") is None:
-        missing("gcc is not installed")
+    need("gcc", "/usr/include/stdio.h", "/usr/include/linux/bpf.h")
     file = tmp_path / "attr.c"
     file.write_text(source)
     result = subprocess.run(

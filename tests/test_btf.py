@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import struct
 import subprocess
 import sys
@@ -17,6 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tools
+from conftest import need
 from taskdiag.errors import EngineUnavailable
 from taskdiag.kernel.btf import VMLINUX, Btf, BtfError, NotFound, parse_path
 from taskdiag.kernel.btf.paths import member_names
@@ -687,9 +688,8 @@ def offsets_of_every_member(btf: Btf, name: str) -> dict[str, int]:
 
 def test_live_offsets_equal_those_of_a_compiler(live: Btf, tmp_path: object) -> None:
     """bpftool writes the types as C, gcc lays them out: the offsets are the same."""
-    bpftool, gcc = shutil.which("bpftool"), shutil.which("gcc")
-    if not bpftool or not gcc:
-        pytest.skip("needs bpftool and gcc")
+    need("bpftool", "gcc")
+    bpftool, gcc = tools.find("bpftool"), tools.find("gcc")
     dump = subprocess.run(
         [bpftool, "btf", "dump", "file", VMLINUX, "format", "c"], capture_output=True, check=False
     )
@@ -727,9 +727,8 @@ def test_live_offsets_equal_those_of_a_compiler(live: Btf, tmp_path: object) -> 
 
 
 def test_bpftool_reads_what_we_build(tmp_path: object) -> None:
-    bpftool = shutil.which("bpftool")
-    if not bpftool:
-        pytest.skip("needs bpftool")
+    need("bpftool")
+    bpftool = tools.find("bpftool")
     blob = f"{tmp_path}/blob"
     with open(blob, "wb") as file:
         file.write(sample())

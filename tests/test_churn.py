@@ -132,7 +132,7 @@ def test_mappings_are_whole_or_not_at_all(engine: Engine) -> None:
     whole = 0
     with child(setup) as it:
         stop = time.monotonic() + LONG
-        while time.monotonic() < stop:
+        while time.monotonic() < stop or whole <= 10:
             (task,) = taskdiag.dump("base,vma,cmdline", pid=it.pid, engine=engine)
             if task.vmas is None:
                 # Only a task that is ending has none.
@@ -144,7 +144,6 @@ def test_mappings_are_whole_or_not_at_all(engine: Engine) -> None:
             starts = [vma.start for vma in task.vmas]
             assert starts == sorted(set(starts))
             whole += 1
-    assert whole > 10
 
 
 def test_recycled_pids(engine: Engine) -> None:

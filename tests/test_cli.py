@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import taskdiag
-from conftest import open_engine
+from conftest import need, open_engine
 from population import child, comm_of, stopped
 from taskdiag import Dump
 from taskdiag.cli import COMMANDS
@@ -389,6 +389,7 @@ def test_a_reader_that_goes_away(args: Sequence[str]) -> None:
 
 
 def test_head_of_a_long_answer(tmp_path: Path) -> None:
+    need("bash")
     saved = tmp_path / "saved"
     saved.write_bytes(b"".join(pack_task(pid, pid, [(6, b"x" * 5000)]) for pid in range(1, 2000)))
     script = '"$@" | head -n 1; exit "${PIPESTATUS[0]}"'

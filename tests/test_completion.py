@@ -11,7 +11,7 @@ from struct import Struct
 import pytest
 
 import taskdiag
-from conftest import missing
+from conftest import missing, need
 from population import Child, arguments, child, end, letter, plain_user, until
 from taskdiag import Dump, Show
 from taskdiag.errors import EngineUnavailable, NoSuchProcess
@@ -30,7 +30,6 @@ ARGUMENTS = int(Show.BASE | Show.CRED | Show.CMDLINE)
 CLONE_ARGS = Struct("=11Q")
 SYS_clone3 = 435
 CLONE_PARENT = 0x8000
-SETPRIV = "/usr/bin/setpriv"
 
 
 def take_number(pid: int, uid: int = 0) -> None:
@@ -62,7 +61,7 @@ def clone(pid: int, uid: int) -> int:
     try:
         if uid:
             ids = [f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
-            os.execv(SETPRIV, ["setpriv", *ids, "sleep", "60"])
+            os.execvp("setpriv", ["setpriv", *ids, "sleep", "60"])
         os.execv("/bin/sleep", ["taker", "60"])
     finally:
         os._exit(1)
@@ -155,8 +154,7 @@ def test_a_number_that_passes_on_before_a_user(
     monkeypatch: pytest.MonkeyPatch, heir: int, many: int
 ) -> None:
     """What has the number then is shown whole if it is theirs to see, else not at all."""
-    if not os.access(SETPRIV, os.X_OK):
-        pytest.skip(f"{SETPRIV} is not there (Debian: util-linux)")
+    need("setpriv")
     with engine_of(1001) as engine, contextlib.ExitStack() as stack:
         people = [stack.enter_context(first(MAPPED, 1001)) for _ in range(many)]
         pid = people[many // 2].pid

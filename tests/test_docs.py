@@ -16,7 +16,7 @@ import pytest
 
 import examples
 import taskdiag
-from conftest import missing
+from conftest import missing, need
 from taskdiag.cli import COMMANDS
 from test_environments import UNPRIVILEGED, execute, interpreter
 
@@ -135,8 +135,7 @@ SHOWN = list(shown())
 
 
 def bash(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    if shutil.which("bash") is None:
-        pytest.skip("bash is not installed: Debian has it in the package bash")
+    need("bash")
     return subprocess.run(
         ["bash", *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         errors="replace", timeout=120, **options,
@@ -322,8 +321,7 @@ def test_what_is_installed_as_the_command() -> None:
 
 def test_examples_in_c_compile(tmp_path: Path, commands: str) -> None:
     """By the command lines of the page about the protocol."""
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler: Debian has one in the package gcc")
+    need("gcc", "/usr/include/stdio.h")
     environment = {"PATH": commands, "TMPDIR": str(tmp_path)}
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     lines = [

@@ -25,6 +25,13 @@ from taskdiag.kernel.viewer import Viewer
 NEW, OLD = new_kernel(), old_kernel()
 
 
+@pytest.fixture(autouse=True)
+def root_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests, programs are explained as they are for root of the host."""
+    monkeypatch.setattr(explain_module, "effective", lambda: 2**41 - 1)
+    monkeypatch.setattr(explain_module, "_namespace", lambda kind, first: (0, first))
+
+
 def text(show: int, strategy: Dump = Dump.ALL, pid: int = 0, *, old: bool = False) -> str:
     return "\n".join(explain(Request(show, strategy, pid), OLD if old else NEW))
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import importlib.util
 import mmap
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -17,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import taskdiag
-from conftest import missing
-from population import Population, child, forked, libc, plain_user, until
+from conftest import missing, need
+from population import UNUSED_ID, Population, child, forked, libc, plain_user, until
 from serving import ROOT, Service, compare, directory, kept_from_bpf, running, start
 from taskdiag import Dump, EngineUnavailable, Request, RequestError, Show
 from taskdiag.decoder import decode
@@ -30,7 +28,7 @@ from taskdiag.service.mount import Mountpoint
 pytestmark = pytest.mark.root
 EVERYTHING = int(sum(Show))
 LIBRARIES = {"libfuse 3": "libfuse3.so.3", "libfuse 2": "libfuse.so.2"}
-PACKAGES = {"libfuse 3": "libfuse3-3", "libfuse 2": "libfuse2"}
+TOOLS = {"libfuse 3": "libfuse3.so", "libfuse 2": "libfuse.so.2"}
 
 
 class Mounted:
@@ -40,19 +38,17 @@ class Mounted:
 
 
 def need_fuse() -> None:
+    """Skip the test where FUSE cannot be served."""
     if not os.path.exists("/dev/fuse"):
         missing("there is no /dev/fuse")
     if importlib.util.find_spec("mfusepy") is None:
-        pytest.skip("mfusepy is not installed: pip install mfusepy")
+        missing("mfusepy is not installed: pip install mfusepy")
 
 
 def environment(library: str) -> dict[str, str]:
     """For a service that takes that library."""
+    need(TOOLS[library])
     need_fuse()
-    try:
-        ctypes.CDLL(LIBRARIES[library])
-    except OSError:
-        pytest.skip(f"{library} is not installed: the package {PACKAGES[library]}")
     return {**os.environ, "FUSE_LIBRARY_PATH": LIBRARIES[library]}
 
 
@@ -69,8 +65,7 @@ def mounted(request: pytest.FixtureRequest) -> Iterator[Mounted]:
 @pytest.fixture(scope="module")
 def programs() -> Iterator[dict[str, str]]:
     """The C programs, compiled."""
-    if shutil.which("gcc") is None:
-        pytest.skip("there is no C compiler: the package gcc, and libc6-dev")
+    need("gcc", "/usr/include/stdio.h")
     with directory() as where:
         found = {}
         for source in (ROOT / "examples/reference.c", ROOT / "tests/c/file.c"):
@@ -242,8 +237,7 @@ def test_hidden_is_missing(mounted: Mounted, population: Population) -> None:
     target = population["plain"].pid
 
     def run() -> list[int]:
-        # A user who has no other process.
-        plain_user(54545, 54545)()
+        plain_user(UNUSED_ID, UNUSED_ID)()
         fd = os.open(mounted.path, os.O_RDWR)
         codes = []
         for strategy in (Dump.ONE, Dump.THREAD, Dump.CHILDREN):

@@ -6,7 +6,6 @@ import fcntl
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from conftest import need
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, os.fspath(ROOT))
@@ -196,8 +197,8 @@ def test_the_newest_kernel_is_the_one_with_the_greatest_numbers() -> None:
     assert max(names, key=_natural) == names[1]
 
 
-@pytest.mark.skipif(shutil.which("cpio") is None, reason="needs cpio")
 def test_cpio_reads_what_we_pack(tmp_path: Path) -> None:
+    need("cpio")
     source = tmp_path / "source"
     source.mkdir()
     (source / "program").write_bytes(b"#!/bin/sh\n")

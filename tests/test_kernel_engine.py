@@ -465,10 +465,17 @@ try:
             pass
     for strategy in Dump:
         for pid in (os.getpid(), children[0].pid):
-            mine, theirs = (ask(e, strategy, pid) for e in (KernelEngine(), ProcfsEngine()))
-            assert [task[0] for task in mine] == [task[0] for task in theirs], strategy
-            for here, there in zip(mine, theirs):
-                for one, other in zip(here, there):
+            before, mine, after = (
+                {task[0]: task for task in ask(e, strategy, pid)}
+                for e in (ProcfsEngine(), KernelEngine(), ProcfsEngine())
+            )
+            # The user may have other processes, which come, change and go meanwhile.
+            assert before.keys() & after.keys() <= mine.keys(), strategy
+            gone = mine.keys() - before.keys() - after.keys()
+            assert not [pid for pid in gone if os.path.exists(f"/proc/{pid}")], strategy
+            for pid in [pid for pid in before if before[pid] == after.get(pid)]:
+                here = mine[pid]
+                for one, other in zip(here, before[pid]):
                     assert one == other, (strategy, here[0], str(one)[:300], str(other)[:300])
     found = {task[0] for task in ask(KernelEngine(), Dump.ALL, 0)}
     assert {child.pid for child in children} <= found, found

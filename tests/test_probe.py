@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import missing, open_engine
+from conftest import missing, need, open_engine
 from taskdiag.kernel import KernelEngine, mm, probe
 from taskdiag.kernel.facts import Facts
 
@@ -35,6 +35,7 @@ def test_the_pid_namespace_is_that_of_this_process(engine: KernelEngine) -> None
 
 
 def test_levels_count_the_namespaces_from_the_host(engine: KernelEngine) -> None:
+    need("mount", "unshare")
     own, _ = engine._ask(probe.pid_namespace(engine.facts))
     script = (
         "from taskdiag.kernel import KernelEngine, probe; import os\n"

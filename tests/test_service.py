@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import struct
@@ -20,7 +19,7 @@ from typing import Any
 import pytest
 
 import taskdiag
-from conftest import need_reachable
+from conftest import need, public_interpreter, public_source
 from population import PR_SET_DUMPABLE, Population, child, forked, plain_user, prctl, until
 from serving import ROOT, Service, directory, running, service, start, stop
 from taskdiag import Dump, Request, Show
@@ -358,11 +357,13 @@ def test_several_requests_at_once(service: Service) -> None:
 @root
 def test_command_line(service: Service) -> None:
     """Everybody's commands find the service with no option given."""
-    need_reachable()
-    environ = {**os.environ, "TASKDIAG_SOCKET": service.path}
-    environ.pop("TASKDIAG_ENGINE", None)
+    need("setpriv")
+    environ = {
+        **os.environ, "TASKDIAG_SOCKET": service.path, "PYTHONPATH": public_source(),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }  # fmt: skip
     user = ["setpriv", "--reuid=1001", "--regid=2001", "--clear-groups"]
-    command = [*user, sys.executable, "-m", "taskdiag"]
+    command = [*user, public_interpreter(), "-m", "taskdiag"]
     before = service.cpu()
     found = subprocess.run(
         [*command, "--engine", "service", "ps", "ax", "-o", "pid,args"],
@@ -407,8 +408,7 @@ def test_one_iterator_or_a_pipe(service: Service) -> None:
 
 @root
 def test_c_client(service: Service) -> None:
-    if shutil.which("gcc") is None:
-        pytest.skip("there is no C compiler: the package gcc, and libc6-dev")
+    need("gcc", "/usr/include/stdio.h")
     with directory() as where:
         header = subprocess.run(
             [sys.executable, "-m", "taskdiag", "abi"], check=True, capture_output=True
@@ -580,6 +580,7 @@ def unit() -> dict[str, list[str]]:
 @root
 def test_with_the_capabilities_of_the_unit() -> None:
     """The service needs no more than the unit gives it, and shows users as much."""
+    need("setpriv")
     caps = unit()["CapabilityBoundingSet"][-1].split()
     names = ",".join("+" + cap.removeprefix("CAP_").lower() for cap in caps)
     prefix = (
@@ -610,8 +611,7 @@ def test_with_the_capabilities_of_the_unit() -> None:
 
 def test_units() -> None:
     """systemd understands the units, if it is here to be asked."""
-    if not os.path.exists("/usr/bin/systemd-analyze"):
-        pytest.skip("systemd-analyze is not installed")
+    need("systemd-analyze")
     units = sorted(map(str, (ROOT / "packaging/systemd").iterdir()))
     found = subprocess.run(
         ["systemd-analyze", "verify", *units], capture_output=True, text=True, timeout=60

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import taskdiag
+from conftest import need
 from population import (
     CAP_KILL,
     CAP_SYS_PTRACE,
@@ -24,6 +25,7 @@ from population import (
     CLONE_NEWUSER,
     PR_SET_DUMPABLE,
     PR_SET_KEEPCAPS,
+    UNUSED_ID,
     Child,
     Population,
     check,
@@ -373,6 +375,7 @@ def test_by_pid_from_a_child_pid_namespace(service: Service, population: Populat
 
 
 def test_a_service_in_a_pid_namespace_refuses_those_outside() -> None:
+    need("unshare")
     prefix = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
     with running(prefix=prefix) as inner:
         with pytest.raises(EngineUnavailable):
@@ -441,11 +444,13 @@ def test_many_extents(service: Service) -> None:
 
 def test_a_descriptor_keeps_the_eyes_of_who_asked(service: Service) -> None:
     """Root reads what a user was given, and sees what the user would."""
+    # Of that user no other process is expected.
+    lone = plain_user(UNUSED_ID, UNUSED_ID)
     for show in (Show.BASE, Show.BASE | Show.CMDLINE):
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
-            plain_user(65534, 65534)()
+            lone()
             fd = service.engine()._ask(Request(show))
             socket.send_fds(theirs, [b"."], [fd])
             while True:

@@ -20,7 +20,7 @@ import pytest
 
 import made_kernel
 import taskdiag
-from conftest import missing, open_engine
+from conftest import missing, need, open_engine
 from population import (
     CLONE_NEWPID,
     PAGE,
@@ -128,6 +128,7 @@ def both(pid: int, show: Show) -> tuple[taskdiag.Task, taskdiag.Task]:
 
 @pytest.mark.root
 def test_files_of_an_overlay_have_the_name_that_their_user_knows(tmp_path: Path) -> None:
+    need("mount", "unshare")
     open_engine("kernel")
     if "\toverlay" not in Path("/proc/filesystems").read_text():
         pytest.skip("this kernel has no overlayfs")

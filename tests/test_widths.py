@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import tools
+from conftest import need
 from taskdiag.terminal import cells, clean, clip
 from taskdiag.widths import width
 
@@ -172,9 +173,8 @@ def test_clean_text_is_text(raw: bytes) -> None:
      "LANG=C LC_CTYPE=C.UTF-8", "LC_ALL=C LANG=C.UTF-8", "LANG=xx_XX.UTF-8", "LC_ALL=xx_XX"],
 )  # fmt: skip
 def test_the_locale_is_that_of_other_programs(variables: str) -> None:
-    charmap = shutil.which("locale")
-    if charmap is None:
-        pytest.skip("locale(1) is not installed (Debian: libc-bin)")
+    need("locale")
+    charmap = tools.find("locale") or ""
     environment = dict(item.split("=") for item in variables.split())
     theirs = subprocess.run([charmap, "charmap"], capture_output=True, env=environment, check=False)
     script = "from taskdiag.terminal import is_utf8; print(is_utf8())"

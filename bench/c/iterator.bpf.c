@@ -1,9 +1,9 @@
 /*
- * The peer of the kernel engine: BPF iterators in C, by hand and without a byte too much,
- * that write the same messages for BASE and for BASE and STAT of every process.
+ * The peer of the kernel engine: BPF iterators written in C, which write the same messages
+ * with BASE, and with BASE and STAT, of every process.
  *
- * Compiled against the running kernel's own types, so every offset is a constant.  For the
- * initial pid namespace.
+ * They are compiled against the types of the running kernel, so every offset is a constant.
+ * They are for the initial pid namespace only.
  */
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>

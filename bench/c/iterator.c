@@ -1,10 +1,11 @@
 /*
- * Loads a program of iterator.bpf.o and reads it.
+ * Load a BPF iterator of iterator.bpf.o and read from it.
  *
  *     iterator OBJECT PROGRAM
  *
- * For every line on standard input one run: an empty line measures and prints
- * "nanoseconds cpu-nanoseconds bytes"; any other names a file to write the answer to.
+ * Every line on standard input starts a run.  After an empty line it is measured, and
+ * "nanoseconds cpu-nanoseconds bytes" is printed; any other line is the name of a file that
+ * the answer is written to.
  */
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>

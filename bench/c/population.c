@@ -1,12 +1,12 @@
 /*
- * Many sleeping processes, made fast and ended together.
+ * Make many sleeping processes quickly, and end them together.
  *
  *     population PARENT WORKERS THREADS 0000000
  *
- * Each line "N" on standard input makes the population grow to N processes, of THREADS
- * threads each; "made N" says how far it is, "ready N" that it is there, "error ..." why
- * not.  At the end of standard input all are killed and reaped.  Everything dies with its
- * parent, so that nothing is left whatever happens to this process or to PARENT.
+ * A line "N" on standard input makes the population grow to N processes of THREADS threads
+ * each.  The answer is any number of lines "made N", followed by "ready N" or "error ...".
+ * At the end of standard input, all are killed and reaped.  Every process is killed when its
+ * parent ends, so nothing is left behind even if this process or PARENT is killed.
  *
  * Every process has a name and a last argument of its own: bench-7 and 0000007.
  */
@@ -28,7 +28,7 @@
 #define STACK (64 << 10)
 
 static struct {
-	atomic_int wanted;  /* how many there shall be */
+	atomic_int wanted;  /* how many there are to be */
 	atomic_int claimed; /* numbers given to processes under way */
 	atomic_int ready;
 	atomic_int error;
@@ -115,7 +115,7 @@ int main(int argc, char **argv)
 	if (workers < 1 || workers > MOST_WORKERS)
 		return 2;
 	setsid();
-	/* Orphans come here when the workers die, and nobody has to reap them. */
+	/* Members whose worker has died become our children, and are reaped by the kernel. */
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
 	signal(SIGCHLD, SIG_IGN);
 	signal(SIGPIPE, SIG_IGN);

@@ -1,21 +1,25 @@
 /*
- * What reading /proc costs at least: /proc/PID/task/TID/status of every thread and
- * /proc/PID/maps of every process, without looking at what they say.
+ * The least that reading /proc costs: read /proc/PID/task/TID/status of every thread and
+ * /proc/PID/maps of every process, without parsing them.
  * Prints "nanoseconds cpu-nanoseconds files bytes".
  *
- * With an argument, writes a line "T PID TID" for every thread and the lines of maps, each
- * behind "M PID ", to standard output instead, for a check.
+ * With an argument, it writes what it read to standard output instead, for a check: a line
+ * "T PID TID" for every thread, and for every process a line "M PID LENGTH" followed by as
+ * many bytes of its maps.
  */
 #define _GNU_SOURCE
 #include <ctype.h>
 #include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-static char buffer[1 << 20];
+/* As large as the largest file so far; a list of mappings may take megabytes. */
+static char *buffer;
+static size_t room;
 static long files, bytes;
 
 static long long now(clockid_t clock)
@@ -25,7 +29,17 @@ static long long now(clockid_t clock)
 	return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
-/* Read a file to its end; gives how much of it is in the buffer. */
+static void grow(void)
+{
+	room = room ? 2 * room : 1 << 20;
+	buffer = realloc(buffer, room);
+	if (!buffer) {
+		perror("read_threads");
+		exit(1);
+	}
+}
+
+/* Read a file to its end into the buffer; return its length. */
 static ssize_t slurp(int dir, const char *path)
 {
 	ssize_t got, all = 0;
@@ -33,23 +47,15 @@ static ssize_t slurp(int dir, const char *path)
 
 	if (fd < 0)
 		return -1;
-	while ((got = read(fd, buffer + all, sizeof buffer - all)) > 0)
+	while ((got = read(fd, buffer + all, room - all)) > 0) {
 		all += got;
+		if ((size_t)all == room)
+			grow();
+	}
 	close(fd);
 	files++;
 	bytes += all;
 	return all;
-}
-
-static void show(const char *pid, ssize_t length)
-{
-	char *at = buffer, *end = buffer + length, *next;
-
-	for (; at < end; at = next) {
-		next = memchr(at, '\n', end - at);
-		next = next ? next + 1 : end;
-		printf("M %s %.*s", pid, (int)(next - at), at);
-	}
 }
 
 int main(int argc, char **argv)
@@ -62,6 +68,7 @@ int main(int argc, char **argv)
 	(void)argv;
 	if (!proc)
 		return 1;
+	grow();
 	while ((process = readdir(proc))) {
 		if (!isdigit((unsigned char)process->d_name[0]))
 			continue;
@@ -80,8 +87,10 @@ int main(int argc, char **argv)
 		closedir(tasks);
 		stpcpy(stpcpy(path, process->d_name), "/maps");
 		ssize_t length = slurp(dirfd(proc), path);
-		if (length > 0 && argc > 1)
-			show(process->d_name, length);
+		if (length > 0 && argc > 1) {
+			printf("M %s %zd\n", process->d_name, length);
+			fwrite(buffer, 1, length, stdout);
+		}
 	}
 	if (argc == 1)
 		printf("%lld %lld %ld %ld\n", now(CLOCK_MONOTONIC) - start,
