@@ -80,7 +80,7 @@ def engine_of(uid: int | None) -> Iterator[KernelEngine]:
         if uid is None:
             yield engine
             return
-        home = engine.home()
+        home = engine.own.home()
         reader = Reader(engine.facts, *home)
     except EngineUnavailable as error:
         missing(f"the kernel engine is not available: {error}")

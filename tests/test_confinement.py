@@ -51,7 +51,7 @@ def test_landlocked() -> None:
 def test_where_landlock_keeps_its_domain() -> None:
     open_engine("kernel")
     engine = KernelEngine()
-    reader = Reader(engine.facts, *engine.home())
+    reader = Reader(engine.facts, *engine.own.home())
     try:
         ctypes.set_errno(0)
         version = libc.syscall(

@@ -27,7 +27,7 @@ from population import Population
 from taskdiag import NoSuchProcess, Request, Show, decode
 from taskdiag.abi import Dump
 from taskdiag.errors import EngineUnavailable
-from taskdiag.kernel import KernelEngine, bpf, compile
+from taskdiag.kernel import KernelEngine, bpf, compile, programs
 from taskdiag.kernel import engine as module
 from taskdiag.kernel.asm import R0, R10
 from taskdiag.kernel.compile import missing_features
@@ -103,10 +103,10 @@ def test_requests_of_one_shape_share_a_program(
 
 def test_only_so_many_programs_are_kept(engine: KernelEngine) -> None:
     before = descriptors()
-    for seq in range(1, module._KEPT + 10):
+    for seq in range(1, programs._KEPT + 10):
         list(engine.stream(Request(Show.BASE, Dump.ONE, os.getpid(), seq)))
     held = descriptors() - before
-    assert len(held) == module._KEPT
+    assert len(held) == programs._KEPT
     assert all("bpf-prog" in name for name in held)
     engine.close()
     assert descriptors() == before

@@ -25,7 +25,7 @@ def engine() -> KernelEngine:
 
 
 def test_the_pid_namespace_is_that_of_this_process(engine: KernelEngine) -> None:
-    level, inode = engine._ask(probe.pid_namespace(engine.facts))
+    level, inode = engine.programs.ask(probe.pid_namespace(engine.facts))
     assert inode == os.stat("/proc/self/ns/pid").st_ino
     status = Path("/proc/self/status").read_text()
     numbers = re.search(r"^NSpid:(.*)$", status, re.M)
@@ -36,11 +36,12 @@ def test_the_pid_namespace_is_that_of_this_process(engine: KernelEngine) -> None
 
 def test_levels_count_the_namespaces_from_the_host(engine: KernelEngine) -> None:
     need("mount", "unshare")
-    own, _ = engine._ask(probe.pid_namespace(engine.facts))
+    own, _ = engine.programs.ask(probe.pid_namespace(engine.facts))
     script = (
         "from taskdiag.kernel import KernelEngine, probe; import os\n"
         "e = KernelEngine()\n"
-        "print(*e._ask(probe.pid_namespace(e.facts)), os.stat('/proc/self/ns/pid').st_ino)\n"
+        "level, inode = e.programs.ask(probe.pid_namespace(e.facts))\n"
+        "print(level, inode, os.stat('/proc/self/ns/pid').st_ino)\n"
     )
     unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     for depth in (1, 2):
@@ -60,8 +61,8 @@ def test_special_mappings_are_told_by_an_address_of_the_kernel(engine: KernelEng
 
     if vma.missing(engine.facts):
         pytest.skip(f"this kernel lacks {vma.missing(engine.facts)}")
-    (first,) = engine._ask(probe.special_ops(engine.facts))
-    (second,) = engine._ask(probe.special_ops(engine.facts))
+    (first,) = engine.programs.ask(probe.special_ops(engine.facts))
+    (second,) = engine.programs.ask(probe.special_ops(engine.facts))
     assert first == second
     assert first >> 48 == 0xFFFF
     assert first % 8 == 0
@@ -120,13 +121,13 @@ def test_every_possible_cpu_has_an_area_of_its_own(engine: KernelEngine) -> None
     if not engine.facts.has_member("bpf_array", "pptrs"):
         pytest.skip("this kernel's arrays have no pptrs")
     cpus = mm.possible_cpus()
-    base, *areas = engine._ask(probe.per_cpu_areas(engine.facts, cpus))
+    base, *areas = engine.programs.ask(probe.per_cpu_areas(engine.facts, cpus))
     assert base
     assert len(areas) == cpus
     distances = [area - base & 0xFFFFFFFFFFFFFFFF for area in areas if area]
     assert len(distances) == len(set(distances)) == _counted("/sys/devices/system/cpu/possible")
     # Each probe has its own map, but __per_cpu_offset[] is always the same.
-    base, *areas = engine._ask(probe.per_cpu_areas(engine.facts, cpus))
+    base, *areas = engine.programs.ask(probe.per_cpu_areas(engine.facts, cpus))
     assert [area - base & 0xFFFFFFFFFFFFFFFF for area in areas if area] == distances
 
 
@@ -146,8 +147,8 @@ def test_possible_cpus_is_one_more_than_the_highest() -> None:
 def test_probes_leave_no_descriptor(engine: KernelEngine) -> None:
     before = sorted(os.listdir("/proc/self/fd"))
     for _ in range(3):
-        engine._ask(probe.pid_namespace(engine.facts))
-        engine._ask(probe.per_cpu_areas(engine.facts, mm.possible_cpus()))
+        engine.programs.ask(probe.pid_namespace(engine.facts))
+        engine.programs.ask(probe.per_cpu_areas(engine.facts, mm.possible_cpus()))
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 

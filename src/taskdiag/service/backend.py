@@ -94,7 +94,7 @@ class Backend:
         self.facts = Facts.live()
         own = KernelEngine(facts=self.facts)
         self._host = own.host
-        self._home = own.home()
+        self._home = own.own.home()
         # Whatever has to be known about the host is found out now, with our own identity.
         own.prepare(Show.VMA | Show.STATM)
         own.close()
@@ -142,7 +142,7 @@ class Backend:
             shared = self._engines.pop(key, None)
             if shared is None:
                 engine = KernelEngine(viewer=viewer, facts=self.facts, host=self._host)
-                engine.kept = _PROGRAMS
+                engine.programs.kept = _PROGRAMS
                 shared = _Shared(engine, identity.user)
             # The most recently used is last.
             self._engines[key] = shared
