@@ -470,6 +470,17 @@ def test_bad_mountpoint() -> None:
             start(f"{where}/socket", "--file", f"{where}/none/at all/file")
 
 
+def test_a_mount_that_would_hide_the_socket() -> None:
+    with directory() as where:
+        os.mkdir(f"{where}/deep")
+        os.symlink(where, f"{where}/deep/link")
+        for socket in (f"{where}/socket", f"{where}/deep/socket", f"{where}/deep/link/socket"):
+            with pytest.raises(AssertionError, match=r"a mount at .* would hide the socket"):
+                start(socket, "--file", f"{where}/task_diag")
+        Mountpoint(f"{where}/mount/task_diag").refuse_above(f"{where}/mount2/socket")
+        assert os.listdir(where) == ["deep"]
+
+
 # --- Cutting -----------------------------------------------------------------------
 
 

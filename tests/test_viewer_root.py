@@ -12,6 +12,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -454,3 +456,30 @@ def test_a_root_that_cannot_be_restored_ends_the_process() -> None:
     _, status = os.waitpid(pid, 0)
     assert os.WIFSIGNALED(status)
     assert os.WTERMSIG(status) == signal.SIGABRT
+
+
+def test_no_library_is_loaded_below_the_root() -> None:
+    """The interpreter ends while a thread has another root, where there is no library."""
+    script = """
+import os, sys, threading
+from taskdiag.kernel.viewer_root import ViewerRoot
+
+ready, done = os.pipe()
+
+def held(fd, size):
+    os.write(done, b".")
+    while True:
+        os.pread(fd, size, 0)
+
+def work():
+    root = ViewerRoot(os.open(sys.argv[1], os.O_PATH))
+    root.call(held, os.open("/proc/self/maps", os.O_RDONLY), 1 << 16)
+
+threading.Thread(target=work, daemon=True).start()
+os.read(ready, 1)
+"""
+    with directory() as where:
+        done = subprocess.run(
+            [sys.executable, "-c", script, where], check=False, capture_output=True, text=True
+        )
+    assert (done.returncode, done.stderr) == (0, "")

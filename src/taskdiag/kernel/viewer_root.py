@@ -7,9 +7,11 @@ it, so a thread of the service takes on the viewer's root for the reads that mak
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
+from functools import cache
 
 from ..errors import AccessDenied, NoSuchProcess
 
@@ -40,11 +42,12 @@ class ViewerRoot:
         self._unshare = ctypes.CDLL(None, use_errno=True).unshare
         self._fds = [fd]
         try:
+            _load_unwinder()
             self._fds.append(os.open("/", _DIRECTORY))
             self.call(os.getpid)
         except OSError as error:
             self.close()
-            raise _denied(error.strerror or "") from None
+            raise _denied(error.strerror or str(error)) from None
 
     @classmethod
     def of(cls, identity: Identity, reader: Reader) -> ViewerRoot:
@@ -106,6 +109,23 @@ class ViewerRoot:
         """Give the descriptors back."""
         while self._fds:
             os.close(self._fds.pop())
+
+
+@cache
+def _load_unwinder() -> None:
+    """Load the library that the C library loads when a thread ends by pthread_exit(3).
+
+    The interpreter ends threads so when it ends itself, also in the middle of
+    `ViewerRoot.call`: the library would be looked for below the client's root, and run with
+    our privileges.
+    """
+    try:
+        ctypes.CDLL("libgcc_s.so.1")
+    except OSError:
+        # The GNU C library needs it; others have an unwinder of their own.
+        with contextlib.suppress(ValueError):
+            if os.confstr("CS_GNU_LIBC_VERSION"):
+                raise
 
 
 def _denied(why: str) -> AccessDenied:

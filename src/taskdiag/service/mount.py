@@ -67,6 +67,15 @@ class Mountpoint:
                 f"--file needs an empty directory to mount on, and {self.path!r} is not empty"
             )
 
+    def refuse_above(self, path: str) -> None:
+        """Raises RequestError if ``path`` lies below the mount, which would hide it."""
+        directory = os.path.realpath(os.path.dirname(path) or ".")
+        if os.path.commonpath((directory, self.path)) == self.path:
+            raise RequestError(
+                f"--file: a mount at {self.path!r} would hide the socket {path!r}; "
+                "the file needs a directory of its own"
+            )
+
     def clear(self) -> None:
         """Unmount what a server of ours left here when it was killed.
 

@@ -43,6 +43,7 @@ def _with_file(path: str, file: str) -> int:
     from .server import Server
 
     mountpoint = Mountpoint(file)
+    mountpoint.refuse_above(path)
     mountpoint.prepare()
     try:
         process = FileProcess(mountpoint)
