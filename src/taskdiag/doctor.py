@@ -321,9 +321,9 @@ def groups(facts: Facts, works: bool, served: bool = False) -> Iterator[Finding]
         check = f"group {str(show.name).lower()}"
         why = lacking[show]
         if show == Show.VMA_STAT:
-            yield Finding("info", check, f"procfs on every kernel, for want of {why}")
+            yield Finding("info", check, f"procfs on every kernel; missing: {why}")
         elif why:
-            yield Finding("limited", check, f"procfs, for want of {why}", "boot a newer kernel")
+            yield Finding("limited", check, f"procfs; missing: {why}", "boot a newer kernel")
         elif not works and served:
             yield Finding("ok", check, "bpf, through the service")
         elif not works:

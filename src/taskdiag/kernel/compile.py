@@ -90,7 +90,7 @@ def missing_features(facts: Facts, *, threads: bool = False) -> dict[Show, str]:
     answer[Show.CMDLINE] = cmdline.missing(facts)
     answer[Show.VMA] = vma.missing(facts)
     answer[Show.NAME] = names.missing(facts)
-    answer[Show.VMA_STAT] = "a page walk, which BPF has not"
+    answer[Show.VMA_STAT] = "a page walk, which BPF does not offer"
     return answer
 
 
