@@ -122,7 +122,7 @@ def test_equals_hidepid(population: Population, who: str, show: str) -> None:
 
 
 def test_by_pid_hidden_is_missing(population: Population) -> None:
-    """What may not be seen cannot be told from what is not there."""
+    """A hidden process cannot be distinguished from one that does not exist."""
     target = population["plain"].pid
 
     def run() -> list[str]:
