@@ -330,29 +330,7 @@ def mul_div(c: Emitter) -> None:
     no, wide = "mul_div.no", "mul_div.wide"
     c.jump("==", R3, 0, no)
     c.jump(">", R1, R3, no)
-    # R4 and R5: the upper and the lower half of R1 * R2, by halves of 32 bits.
-    c.mov(R6, R1)
-    c.alu("rsh", R6, 32)
-    c.mov(R7, R2)
-    c.alu("rsh", R7, 32)
-    c.alu("mov", R8, R1, bits=32)
-    c.alu("mov", R9, R2, bits=32)
-    c.mov(R5, R8)
-    c.alu("mul", R5, R9)  # low * low
-    c.alu("mul", R8, R7)  # low * high
-    c.alu("mul", R9, R6)  # high * low
-    c.alu("mul", R6, R7)  # high * high
-    c.alu("rsh", R5, 32)
-    for column in (R8, R9):
-        c.alu("mov", R4, column, bits=32)
-        c.alu("add", R5, R4)
-        c.alu("rsh", column, 32)
-        c.alu("add", R6, column)
-    c.alu("rsh", R5, 32)
-    c.mov(R4, R6)
-    c.alu("add", R4, R5)
-    c.mov(R5, R1)
-    c.alu("mul", R5, R2)
+    _product(c)
     c.jump("!=", R4, 0, wide)
     c.mov(R0, R5)
     c.alu("div", R0, R3)
@@ -403,6 +381,35 @@ def mul_div(c: Emitter) -> None:
     c.alu("lsh", R1, 32)
     c.alu("add", R0, R1)
     c.exit()
+
+
+def _product(c: Emitter) -> None:
+    """R4 and R5 = the upper and the lower half of R1 * R2, computed from halves of 32 bits.
+
+    Changes R6 to R9.
+    """
+    c.mov(R6, R1)
+    c.alu("rsh", R6, 32)
+    c.mov(R7, R2)
+    c.alu("rsh", R7, 32)
+    c.alu("mov", R8, R1, bits=32)
+    c.alu("mov", R9, R2, bits=32)
+    c.mov(R5, R8)
+    c.alu("mul", R5, R9)  # low * low
+    c.alu("mul", R8, R7)  # low * high
+    c.alu("mul", R9, R6)  # high * low
+    c.alu("mul", R6, R7)  # high * high
+    c.alu("rsh", R5, 32)
+    for column in (R8, R9):
+        c.alu("mov", R4, column, bits=32)
+        c.alu("add", R5, R4)
+        c.alu("rsh", column, 32)
+        c.alu("add", R6, column)
+    c.alu("rsh", R5, 32)
+    c.mov(R4, R6)
+    c.alu("add", R4, R5)
+    c.mov(R5, R1)
+    c.alu("mul", R5, R2)
 
 
 def _digit(c: Emitter) -> None:
