@@ -93,8 +93,8 @@ def layout_of(entry: bytes) -> _Layout | None:
     if not mark or not all(map(_NUMBER_LINE.match, lines)):
         return None
     needed = [index for index, name in enumerate(names) if name in _WANTED]
-    # With a single line `itemgetter` would not give a tuple.
-    if len(needed) < 2 or len(set(names)) != len(names):
+    # A line that this entry lacks could come in another one, outside of the slice.
+    if len(needed) < len(_WANTED) or len(set(names)) != len(names):
         return None
     block = lines[needed[0] : needed[-1] + 1]
     # A wider number would move all that follows.
