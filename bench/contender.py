@@ -90,6 +90,27 @@ class Command:
         return done.stdout
 
 
+class Service:
+    """A service that runs until `close`.  Raises RunError if it does not start."""
+
+    def __init__(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE)
+        assert self._process.stderr is not None
+        said = [self._process.stderr.readline()]
+        while said[-1] and b"listening" not in said[-1]:
+            said.append(self._process.stderr.readline())
+        if not said[-1]:
+            self.close()
+            raise RunError(f"the service did not start: {b''.join(said).decode().strip()}")
+
+    def close(self) -> None:
+        """Stop the service."""
+        self._process.terminate()
+        self._process.wait()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
+
 class Asking(Command):
     """A command run by a user who has to ask the service, which is started for it.
 
@@ -101,14 +122,7 @@ class Asking(Command):
         self._where = tempfile.TemporaryDirectory(prefix="bench-")
         os.chmod(self._where.name, 0o755)
         path = f"{self._where.name}/socket"
-        self._service = subprocess.Popen(
-            [str(taskdiag), "serve", "--socket", path], env=ENVIRONMENT, stderr=subprocess.PIPE
-        )
-        assert self._service.stderr is not None
-        said = self._service.stderr.readline()
-        if b"listening" not in said:
-            self.close()
-            raise RunError(f"the service did not start: {said.decode().strip()}")
+        self._service = Service([str(taskdiag), "serve", "--socket", path], ENVIRONMENT)
         user = ("--reuid=65534", "--regid=65534", "--clear-groups")
         # CAP_DAC_READ_SEARCH is for the command itself, in a private directory of root's.
         held = "-all,+sys_ptrace,+dac_read_search"
@@ -121,10 +135,7 @@ class Asking(Command):
 
     def close(self) -> None:
         """Stop the service."""
-        self._service.terminate()
-        self._service.wait()
-        assert self._service.stderr is not None
-        self._service.stderr.close()
+        self._service.close()
         self._where.cleanup()
 
 
@@ -159,14 +170,7 @@ class Served(Reader):
             argv += ["--file", file]
             shutil.copy(binding, self._where.name)
             environment["PYTHONPATH"] = self._where.name
-        self._service = subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE)
-        assert self._service.stderr is not None
-        said = [self._service.stderr.readline()]
-        while said[-1] and b"listening" not in said[-1]:
-            said.append(self._service.stderr.readline())
-        if not said[-1]:
-            self.close()
-            raise RunError(f"the service did not start: {b''.join(said).decode().strip()}")
+        self._service = Service(argv, environment)
         way = ["file", file] if binding else ["socket", socket]
         super().__init__(label, [program, *way, str(show)])
 
@@ -181,10 +185,7 @@ class Served(Reader):
 
     def close(self) -> None:
         """End the service."""
-        self._service.terminate()
-        self._service.wait()
-        assert self._service.stderr is not None
-        self._service.stderr.close()
+        self._service.close()
         self._where.cleanup()
 
 

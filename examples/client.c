@@ -1,5 +1,5 @@
 /*
- * Print pid, parent and name of every process that the taskdiag service shows you.
+ * Print pid, parent and name of every process that the taskdiag service shows to this user.
  *
  *     taskdiag abi > taskdiag.h && cc -I. -o client examples/client.c && ./client
  */

@@ -1,11 +1,11 @@
 /*
- * A program written for the kernel interface of 2016 (/proc/task_diag): what it leaves
- * uninitialised here is filled with garbage, so that nobody comes to rely on it.
+ * A program as they were written for the kernel interface of 2016 (/proc/task_diag).  What such
+ * programs leave uninitialised is filled with garbage here, as a test that it is ignored.
  *
  *     cc -o reference examples/reference.c && ./reference /run/taskdiag/file [PID...]
  *
- * It parses what each read returned, and never joins two.  Prints, for everything and then
- * for each PID, how many messages and bytes came.
+ * It parses what each read returns and never joins two reads.  It prints the number of messages
+ * and bytes of the answer about all processes, and then of those about each PID.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -36,7 +36,7 @@ static int transaction(int fd, __u64 strategy, __u32 pid)
 	request.what.pid = pid;
 	if (write(fd, &request, sizeof(request)) != sizeof(request))
 		return perror("write"), 1;
-	/* What one read returns is whole messages: it is parsed at once, and never joined. */
+	/* Each read returns whole messages. */
 	while ((got = read(fd, data, sizeof(data))) > 0) {
 		struct nlmsghdr *head = (void *)data;
 		int left = got;

@@ -20,7 +20,7 @@ from .machine import MEMORY, Machine
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: What talks to the kernel.  The rest cannot differ between kernels.
+#: The tests that depend on the kernel.
 TESTS = (
     "tests/test_engines.py",
     "tests/test_environments.py",
@@ -33,9 +33,12 @@ TESTS = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fetch, pack, boot, report; 0 if every kernel did well, 1 if not, 2 for bad usage."""
+    """Fetch, pack, boot and report.  Return 0 if all tests passed on every kernel, else 1.
+
+    Bad usage exits with status 2.
+    """
     options = _parser().parse_args(arguments)
-    # timeout(1) and CI end us so: leave the way that Ctrl-C does, machines ended.
+    # timeout(1) and CI send SIGTERM: end as after Ctrl-C, so that the machines are stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _say_what_is_needed(options)
@@ -86,7 +89,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _say_what_is_needed(options: argparse.Namespace) -> None:
-    """Before anything is fetched.  Raises HarnessError if this host lacks a program."""
+    """Print what is needed, before anything is fetched.
+
+    Raises HarnessError if this host lacks a program.
+    """
     series, cache = options.kernel or packages.KERNELS, options.cache
     if options.needs or requirements.to_fetch(series, cache, refresh=options.refresh):
         for line in requirements.describe(series, cache, MEMORY, refresh=options.refresh):
@@ -125,7 +131,7 @@ def _boot(options: argparse.Namespace, begun: float) -> list[Machine]:
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The test files, which must be there, and pytest's own options."""
+    """Separate test files, which must exist, from options of pytest."""
     tests = [name for name in arguments if not name.startswith("-") and ".py" in name]
     extra = [name for name in arguments if name not in tests]
     for name in tests:
@@ -136,7 +142,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _initramfs(cache: Path, pytest_arguments: list[str]) -> Path:
     for folder in ("src", "kernels"):
-        # The guest is slow: it should not be the one to compile.
+        # Compile here, because the guest is slow.
         compileall.compile_dir(ROOT / folder, quiet=2)
     base = archive.base(cache)
     path = cache / "initramfs.cpio"
@@ -147,7 +153,7 @@ def _initramfs(cache: Path, pytest_arguments: list[str]) -> Path:
 
 
 def _command(pytest_arguments: list[str]) -> str:
-    """What /init does once the machine is set up: the tests, then off."""
+    """The commands that /init runs after setting up the machine: the tests, then power off."""
     pytest = [
         *(sys.executable, "-m", "pytest", "-p", "kernels.guest", "-p", "no:cacheprovider"),
         *("-o", "faulthandler_timeout=120", "--color=no", *pytest_arguments),
@@ -165,7 +171,7 @@ poweroff -f
 
 
 def _watch(machines: list[Machine]) -> None:
-    """Wait for the machines, and where someone is watching show how far they are."""
+    """Wait for the machines, and show their progress if standard error is a terminal."""
     working = list(machines)
     shown = ""
     while working:

@@ -1,10 +1,10 @@
-"""The initramfs: a cpio archive with all that the tests need, at the paths it has here.
+"""The initramfs: a cpio archive with everything that the tests need, at the same paths as here.
 
 The archive is in the "newc" format of the kernel's
 Documentation/driver-api/early-userspace/buffer-format.rst.  It is written uncompressed,
 since qemu copies it into the guest faster than the guest could unpack it.  It comes in
 two parts, which the kernel unpacks one after the other: the base (interpreter,
-libraries, programs), cached by content, and the checkout, packed anew every time.
+libraries, programs), which is cached, and the checkout, which is packed again every time.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from .errors import HarnessError
 
 __all__ = ("Archive", "base", "checkout")
 
-#: Distributions that the tests import; those they require come along.
+#: Distributions that the tests import; their requirements are added.
 DISTRIBUTIONS = ("taskdiag", "pytest", "hypothesis", "psutil", "pyroute2")
 
-#: Programs that the tests run, where this host has them; busybox stands in for the rest.
+#: Programs that the tests run, if this host has them; busybox provides the others.
 PROGRAMS = (
     *("sh", "ps", "setpriv", "unshare", "nsenter", "mount", "umount", "sleep", "cat", "env"),
     *("head", "true", "prlimit", "chrt", "nice", "newuidmap", "capsh", "bash", "tail"),
 )
 
-#: Parts of the standard library that no test imports: megabytes that each boot would copy.
+#: Parts of the standard library that no test imports; they would add megabytes to each boot.
 NOT_NEEDED = frozenset(
     [
         *("site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "turtledemo"),
@@ -82,8 +82,8 @@ hostname taskdiag
 class Archive:
     """A writer of cpio archives in the newc format.
 
-    Parents of whatever is added are made as they are needed, readable by everyone:
-    the tests run some programs as users that could not look into root's home.
+    Parent directories are made as needed and are readable by everyone, because the tests run
+    some programs as users who may not enter root's home.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -101,7 +101,7 @@ class Archive:
             self._entry(path, stat.S_IFDIR | mode, b"", 0)
 
     def file(self, path: str, content: bytes, mode: int = 0o644, mtime: int = 0) -> None:
-        """Add a regular file of root's."""
+        """Add a regular file, owned by root."""
         if self._new(path):
             self._entry(path, stat.S_IFREG | mode, content, mtime)
 
@@ -111,12 +111,12 @@ class Archive:
             self._entry(path, stat.S_IFLNK | 0o777, os.fsencode(target), 0)
 
     def device(self, path: str, mode: int, major: int, minor: int) -> None:
-        """Add a character device: the console has to be there before anything is mounted."""
+        """Add a character device; the console must exist before anything is mounted."""
         if self._new(path):
             self._entry(path, stat.S_IFCHR | mode, b"", 0, (major, minor))
 
     def copy(self, path: Path) -> None:
-        """Add a file as it is here, and the symbolic links that lead to it."""
+        """Add a file of this host, and the symbolic links on its path."""
         parts = Path(os.path.normpath(path)).parts
         place = parts[0]
         for index, part in enumerate(parts[1:], 2):
@@ -128,7 +128,7 @@ class Archive:
                 return
         info = os.stat(place)
         executable = 0o111 if info.st_mode & 0o111 else 0
-        # The modification time is what tells Python that a .pyc is fresh.
+        # Python compares the modification time to decide whether a .pyc is up to date.
         self.file(place, Path(place).read_bytes(), 0o644 | executable, int(info.st_mtime))
 
     def _new(self, path: str) -> bool:
@@ -154,7 +154,7 @@ class Archive:
 def base(cache: Path) -> Path:
     """The part that seldom changes: interpreter, libraries, packages, programs.
 
-    Cached under a digest of the names, sizes and times of all that goes in.
+    It is cached under a digest of the names, sizes and times of its files.
     """
     files = sorted(set(_base_files()))
     digest = hashlib.sha256(Path(__file__).read_bytes())
@@ -179,7 +179,7 @@ def base(cache: Path) -> Path:
 
 
 def checkout(root: Path, file: BinaryIO, command: str) -> None:
-    """The part that changes: the checkout at ``root``, and what the guest is to run."""
+    """The part that changes: the checkout at ``root``, and the commands for the guest."""
     archive = Archive(file)
     archive.file("/etc/guest", command.encode())
     for name in ("pyproject.toml", "Makefile", "README.md"):
@@ -217,7 +217,7 @@ def _base_files() -> Iterator[Path]:
     binaries = [interpreter, *programs, *(path for path in modules if ".so" in path.suffixes)]
     yield from (interpreter, *programs, *modules)
     yield from _libraries(binaries)
-    # Threads that end look for this one at run time, so that ldd does not name it.
+    # glibc loads this one at run time when a thread ends, so ldd does not list it.
     yield from _libraries_by_name("libgcc_s.so.1")
     for name in ("python", "python3"):
         alias = interpreter.with_name(name)
@@ -246,8 +246,8 @@ def _distributions() -> Iterator[Path]:
         try:
             distribution = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
-            # Required only on other versions of Python, or optional: the guest, which has
-            # what is here, will say if a test cannot do without.
+            # Required only on other versions of Python, or optional.  If a test needs it, it
+            # fails in the guest.
             continue
         for file in distribution.files or ():
             path = Path(os.path.normpath(str(distribution.locate_file(file))))
@@ -269,16 +269,16 @@ def _tree(folder: Path, skip: frozenset[str] = frozenset()) -> Iterator[Path]:
 
 
 def _wanted(path: Path) -> bool:
-    """Leave out static libraries, tests of C, and what was compiled for other interpreters."""
+    """Whether a file is needed: no static libraries, and no .pyc of other interpreters."""
     if path.suffix in (".a", ".o", ".h", ".exe") or path.match("_test*.so"):
         return False
     tag = sys.implementation.cache_tag
-    # Either Python's own or, with its assertions rewritten, pytest's.
+    # Either Python's own, or pytest's with rewritten assertions.
     return path.suffix != ".pyc" or f".{tag}.pyc" in path.name or f".{tag}-pytest" in path.name
 
 
 def _libraries(binaries: Iterable[Path]) -> list[Path]:
-    """The shared libraries that the binaries load, the loader included, as ldd tells."""
+    """The shared libraries that the binaries load, including the loader, according to ldd."""
     names = sorted({os.path.realpath(path) for path in binaries})
     result = subprocess.run(["ldd", *names], capture_output=True, text=True, check=False)
     found = set(re.findall(r"^\t(?:\S+ => )?(/\S+) \(0x", result.stdout, re.MULTILINE))

@@ -1,4 +1,4 @@
-"""What keeps the tests from being run at all, as opposed to a test that fails."""
+"""The error for tests that cannot be run at all, as opposed to tests that fail."""
 
 __all__ = ("HarnessError",)
 

@@ -1,8 +1,8 @@
-"""A pytest plugin for the guest: every result at once, one JSON object a line.
+"""A pytest plugin for the guest: reports every result immediately, one JSON object per line.
 
-The lines go to the file that ``TASKDIAG_RESULTS`` names, a serial port of its own: what
-the kernel says on the console cannot garble them, and when a test hangs or the kernel
-dies the host still knows which test it was.
+The lines go to the file in ``TASKDIAG_RESULTS``, which is a separate serial port, so kernel
+messages on the console cannot garble them.  If a test hangs or the kernel crashes, the host
+has the name of the test.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 
 __all__ = ("Reporter", "pytest_configure")
 
-#: No report is longer: a failure's last lines are the ones that tell.
+#: The most characters of a failure's report; the last ones are kept.
 LONGEST = 20_000
 
 
@@ -39,7 +39,7 @@ class Reporter:
             data = data[os.write(self._file, data) :]
 
     def pytest_sessionstart(self) -> None:
-        """Tell that the guest has come up, and as what."""
+        """Report that the guest has booted, and its kernel."""
         uptime = float(Path("/proc/uptime").read_text().split()[0])
         self.send(event="boot", release=platform.release(), uptime=uptime)
 
@@ -49,22 +49,22 @@ class Reporter:
             self._result(report.nodeid, report.outcome, report)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Tell how many tests there are."""
+        """Report the number of tests."""
         self.send(event="collected", count=len(session.items))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Name the test that runs now."""
+        """Report the test that is started."""
         self.send(event="start", test=nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Tell a test's outcome: once, unless setting up or taking down goes wrong too."""
+        """Report a test's outcome; again if its setup or teardown fails."""
         seconds = self._seconds.get(report.nodeid, 0.0) + report.duration
         self._seconds[report.nodeid] = seconds
         if report.when == "call" or report.outcome != "passed":
             self._result(report.nodeid, report.outcome, report, seconds)
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
-        """Tell that this was all."""
+        """Report the end of the run."""
         self.send(event="end", status=int(exitstatus), time=time.time())
 
     def _result(
@@ -86,7 +86,7 @@ class Reporter:
 
 
 def _all_of(report: pytest.CollectReport | pytest.TestReport) -> str:
-    """The traceback, and what the test had printed."""
+    """The traceback, and the captured output of the test."""
     parts = [report.longreprtext]
     parts += [f"--- {title}\n{text}" for title, text in report.sections]
     return "\n".join(parts)

@@ -1,4 +1,4 @@
-"""A virtual machine that boots a kernel, runs the tests and reports what became of each."""
+"""A virtual machine that boots a kernel, runs the tests and reports the outcome of each."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ PR_SET_PDEATHSIG = 1
 MEMORY = 2048
 CPUS = 2
 
-#: On ramfs, as on a disk, what is mapped counts as file pages; on tmpfs it would be shared memory.
+#: Mapped pages of ramfs count as file pages, as those of a disk do; on tmpfs they would be shared
+#: memory.
 COMMAND_LINE = "console=ttyS0 quiet panic=-1 rootfstype=ramfs"
 
-#: A machine that has not even started pytest by now will not.
+#: The seconds that a machine may take until pytest has started.
 BOOT_LIMIT = 120.0
 
 
 class Result:
-    """What became of one test."""
+    """The outcome of one test."""
 
     def __init__(self, test: str, outcome: str, seconds: float, reason: str) -> None:
         self.test = test
@@ -62,8 +63,8 @@ class Machine:
         self._limit = limit
         self._read = 0
         self.seconds = 0.0
-        # In a session of its own, so that Ctrl-C reaches us, and we end it; and should we be
-        # killed, the kernel ends it.
+        # In a session of its own, so that Ctrl-C reaches only us, and we stop it.  If we are
+        # killed, the kernel kills it.
         self._process = subprocess.Popen(
             [
                 *(program, "-accel", "tcg", "-cpu", "max", "-m", str(MEMORY), "-smp", str(CPUS)),
@@ -80,7 +81,7 @@ class Machine:
         )
 
     def poll(self) -> bool:
-        """Take in what has come; whether the machine is still at work."""
+        """Read new results.  Returns whether the machine is still running tests."""
         ended = self._process.poll() is not None
         self._take()
         self.seconds = time.monotonic() - self._started
@@ -95,7 +96,7 @@ class Machine:
         return False
 
     def kill(self) -> None:
-        """End the machine, whatever it does."""
+        """Kill the machine."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
         self._process.wait()
@@ -103,16 +104,16 @@ class Machine:
             self._process.stderr.close()
 
     def count(self, outcome: str) -> int:
-        """How many tests came out like that."""
+        """The number of tests with this outcome."""
         return sum(result.outcome == outcome for result in self.results.values())
 
     @property
     def good(self) -> bool:
-        """Whether the run came to its end, tests have passed, and none has failed."""
+        """Whether the run is complete, and tests have passed and none has failed."""
         return self.trouble is None and self.status == 0 and self.count("passed") > 0
 
     def report(self) -> str:
-        """What happened, for people: counts, then every skip and every failure with its reason.
+        """The results as text: counts, then every skip and every failure with its reason.
 
         ::
 
@@ -136,12 +137,12 @@ class Machine:
         return "\n".join(lines)
 
     def slowest(self, count: int) -> str:
-        """The tests that took longest, with their seconds in the guest."""
+        """The tests that took longest, with their times in the guest."""
         ranked = sorted(self.results.values(), key=lambda result: -result.seconds)[:count]
         return "\n".join(f"  {result.seconds:7.1f} s  {result.test}" for result in ranked)
 
     def as_json(self) -> dict[str, object]:
-        """The same for machines."""
+        """The results for JSON."""
         return {
             "series": self.kernel.series,
             "release": self.kernel.release,
@@ -163,7 +164,7 @@ class Machine:
         with self.records.open("rb") as file:
             file.seek(self._read)
             data = file.read()
-        # The last line may not be whole yet.
+        # The last line may be incomplete.
         whole = data.rfind(b"\n") + 1
         self._read += whole
         for line in data[:whole].splitlines():
@@ -223,6 +224,6 @@ def _die_with_parent() -> None:
 
 
 def _printable(line: str) -> str:
-    """Without what would move the cursor or colour the terminal of whoever reads it."""
+    """The text without characters that could control the terminal."""
     line = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line)
     return "".join(char if char.isprintable() or char == "\t" else "?" for char in line)

@@ -38,7 +38,7 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
 class Kernel:
-    """A kernel image in the cache, with the series it stands for and its own release."""
+    """A kernel image in the cache, with its series and release."""
 
     def __init__(self, series: str, release: str, image: Path) -> None:
         self.series = series
@@ -47,7 +47,7 @@ class Kernel:
 
 
 def fetch(series: Iterable[str], cache: Path, *, refresh: bool = False) -> list[Kernel]:
-    """The newest cloud kernel of each series, from the cache where it is there already.
+    """The newest cloud kernel of each series, from the cache if it is there.
 
     >>> [kernel.release for kernel in fetch(["6.1"], Path(".cache/kernels"))]
     ['6.1.0-50-cloud-amd64']
@@ -68,7 +68,7 @@ def fetch(series: Iterable[str], cache: Path, *, refresh: bool = False) -> list[
 
 
 def cached(series: str, cache: Path) -> Kernel | None:
-    """The kernel of a series that was fetched before, None without one."""
+    """The kernel of a series in the cache, or None."""
     images = sorted((cache / series).glob("vmlinuz-*"))
     if not images:
         return None
@@ -89,7 +89,7 @@ def _download(apt: _Apt, series: str, cache: Path) -> Kernel:
 
 
 def _unpack(package: Path, folder: Path) -> Path:
-    """Take /boot/vmlinuz-* out of a .deb: no modules are needed, what is built in is enough."""
+    """Extract /boot/vmlinuz-* from a .deb.  The modules are not needed."""
     process = subprocess.Popen(
         ["dpkg-deb", "--fsys-tarfile", os.fspath(package)], stdout=subprocess.PIPE
     )
@@ -104,7 +104,7 @@ def _unpack(package: Path, folder: Path) -> Path:
                 source = tar.extractfile(member)
                 assert source is not None
                 image = folder / name
-                # Under its name only once it is whole: a cut download must not be cached.
+                # Rename it when it is complete, so that no partial file is cached.
                 partial = folder / f".{name}"
                 partial.write_bytes(source.read())
                 partial.rename(image)
@@ -117,7 +117,7 @@ def _unpack(package: Path, folder: Path) -> Path:
 
 
 class _Apt:
-    """apt with sources, lists and cache of its own; the machine's are not touched."""
+    """apt with its own sources, lists and cache; those of this host are not changed."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
@@ -143,7 +143,7 @@ class _Apt:
             )
             for option in ("-o", setting)
         ]
-        # A suite that has moved away is no reason to stop: what counts is what was found.
+        # Ignore errors about suites that no longer exist: only missing packages matter.
         self.complaint = self._run("apt-get", "update").stderr.strip()
 
     def _run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -182,5 +182,5 @@ class _Apt:
 
 
 def _natural(name: str) -> list[int]:
-    """A sort key that puts 6.12.100 behind 6.12.95."""
+    """A sort key that puts 6.12.100 after 6.12.95."""
     return [int(number) for number in re.findall(r"\d+", name)]

@@ -16,7 +16,7 @@ from .packages import KEYRING, MIRROR, cached
 
 __all__ = ("check", "describe", "to_fetch")
 
-#: Programs, and the Debian package that brings each: to run a machine, to fetch a kernel.
+#: Programs and their Debian packages: to run a machine, and to fetch a kernel.
 _TO_RUN = {"qemu-system-x86_64": "qemu-system-x86", "busybox": "busybox-static"}
 _TO_FETCH = {"apt-get": "apt", "dpkg-deb": "dpkg"}
 
@@ -43,7 +43,7 @@ def check(series: Iterable[str], cache: Path, *, refresh: bool = False) -> None:
 def describe(
     series: Iterable[str], cache: Path, memory: int, *, refresh: bool = False
 ) -> list[str]:
-    """Sentences that say what is needed and what will be fetched.
+    """Sentences about what is needed and what will be fetched.
 
     ``memory`` is that of a machine in MB.
     """

@@ -69,7 +69,7 @@ _known_environment()
 
 
 def missing(reason: str) -> None:
-    """Skip the test for want of a privilege or a kernel feature; fail if they are required."""
+    """Skip a test that lacks a privilege or kernel feature; fail it if these are required."""
     if KERNEL_REQUIRED:
         pytest.fail(f"TASKDIAG_REQUIRE_KERNEL=1, but {reason}")
     pytest.skip(reason)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -37,17 +36,11 @@ from population import (
     set_caps,
     until,
 )
+from serving import NO_GROUP, hidepid, mount
 from taskdiag import Dump
 from taskdiag.errors import EngineUnavailable, NoSuchProcess
 
 pytestmark = pytest.mark.root
-
-#: A group that nobody is in: members of the mount's group are exempt from hidepid.
-NO_GROUP = 54321
-
-
-def mount(kind: bytes, where: str, flags: int = 0, options: bytes = b"") -> None:
-    check(libc.mount(kind, os.fsencode(where), kind, flags, options))
 
 
 def ptracer() -> None:
@@ -95,13 +88,7 @@ def ask(become: Callable[[], Any], show: str) -> dict[str, list[int]]:
     """In a forked process: what it sees in a hidepid=2 mount, then by the engine, then again."""
 
     def run() -> dict[str, list[int]]:
-        check(libc.unshare(CLONE_NEWNS))
-        mount(b"none", "/", MS_REC_PRIVATE)
-        with tempfile.TemporaryDirectory() as where:
-            os.chmod(where, 0o755)
-            mount(b"proc", where, 0, b"hidepid=2,gid=%d" % NO_GROUP)
-            inside = os.open(where, os.O_RDONLY | os.O_DIRECTORY)
-            check(libc.umount2(os.fsencode(where), 2))
+        inside = hidepid()
         become()
         before = {int(name) for name in os.listdir(inside) if name.isdigit()}
         found = [task.pid for task in taskdiag.dump(show, engine="procfs")]
@@ -135,7 +122,7 @@ def test_equals_hidepid(population: Population, who: str, show: str) -> None:
 
 
 def test_by_pid_hidden_is_missing(population: Population) -> None:
-    """What may not be seen cannot be told from what is not there."""
+    """A hidden process cannot be distinguished from one that does not exist."""
     target = population["plain"].pid
 
     def run() -> list[str]:

@@ -190,7 +190,7 @@ def test_both_must_be_visible(service: Service, whose: str) -> None:
 
 @pytest.mark.root
 def test_from_a_child_pid_namespace(service: Service, population: Population) -> None:
-    """Threads have numbers of their own there, too; those of the host mean nothing."""
+    """Threads have other numbers there; the host's numbers are those of no thread."""
     host = population["threads"].facts[0]
 
     def inside() -> list[Any]:

@@ -120,7 +120,7 @@ def check(program: Program) -> None:
             assert off % (1, 2, 4, 8)[{0x10: 0, 0x08: 1, 0x00: 2, 0x18: 3}[opcode & 0x18]] == 0
         if opcode & 7 == 7 and registers & 15 == 10:
             raise AssertionError("the frame pointer is not to be written")
-    # No way leads on behind the last instruction.
+    # Execution never continues past the last instruction.
     assert insns[-1][0] in (0x95, 0x05)
     assert {name for _, name in code.maps} <= {"arena", "deferred"}
     assert program.arena or not code.maps
@@ -237,7 +237,7 @@ def test_every_field_is_in_the_program(attr: Attr, field: Field) -> None:
         for comment in program.code.comments.values()
         if (match := re.fullmatch(r"message \+(\d+)", comment))
     }
-    # Behind nlmsghdr, task_diag_msg and the attribute's header.
+    # After nlmsghdr, task_diag_msg and the attribute's header.
     assert 16 + 12 + 4 + field.offset in written
 
 

@@ -153,7 +153,7 @@ def test_a_number_that_passes_on(
 def test_a_number_that_passes_on_before_a_user(
     monkeypatch: pytest.MonkeyPatch, heir: int, many: int
 ) -> None:
-    """What has the number then is shown whole if it is theirs to see, else not at all."""
+    """The task that has the number then is shown as a whole if the viewer may see it."""
     need("setpriv")
     with engine_of(1001) as engine, contextlib.ExitStack() as stack:
         people = [stack.enter_context(first(MAPPED, 1001)) for _ in range(many)]

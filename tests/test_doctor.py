@@ -469,7 +469,7 @@ def test_no_engine_at_all(
     assert cli.main(["doctor"]) == 1
     out, err = capfd.readouterr()
     assert err == ""
-    # Who asks the doctor is not sent to the doctor.
+    # The doctor does not advise to run the doctor.
     assert re.search(r"^missing  engine procfs   no procfs$", out, re.M)
 
 
@@ -509,7 +509,7 @@ def test_what_was_found_cannot_harm_a_terminal(
     monkeypatch.setattr(command, "examine", hostile)
     status, out, _ = run([], capfd)
     assert status == 0
-    # Behind a byte that is no text every byte stands for itself, controls as a dot.
+    # After a byte that is not text, every byte is a character, and controls are shown as dots.
     assert out == "ok       engine procfs   a?[31m?b -> .\n"
 
 

@@ -64,7 +64,7 @@ pytestmark = pytest.mark.root
 
 @functools.cache
 def interpreter(prefix: tuple[str, ...]) -> str:
-    """A Python that can be run behind that prefix, or skip.
+    """A Python that can be run with that prefix, or skip.
 
     The one that runs the tests may lie in a home directory that others cannot enter.
     """

@@ -27,7 +27,7 @@ NEW, OLD = new_kernel(), old_kernel()
 
 @pytest.fixture(autouse=True)
 def root_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever runs the tests, programs are explained as they are for root of the host."""
+    """Programs are explained as for root on the host, no matter who runs the tests."""
     monkeypatch.setattr(explain_module, "effective", lambda: 2**41 - 1)
     monkeypatch.setattr(explain_module, "_namespace", lambda kind, first: (0, first))
 

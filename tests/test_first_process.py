@@ -90,7 +90,7 @@ def test_in_order(service: Service) -> None:
 
 @pytest.mark.parametrize("become", [plain_user(), plain_user(65534, 65534), new_user_namespace])
 def test_not_for_everyone(service: Service, become: Any) -> None:
-    """Who may not see it cannot tell it from a process that is not there."""
+    """Users who may not see it cannot distinguish it from a process that does not exist."""
 
     def run() -> list[Any]:
         become()
@@ -112,7 +112,7 @@ def test_not_for_everyone(service: Service, become: Any) -> None:
 
 
 def test_the_rule_is_applied_to_it() -> None:
-    """Whoever has its very credentials sees it; with less than its capabilities nobody does."""
+    """A user with the same credentials sees it; one with fewer capabilities does not."""
     taskdiag.engine.choose("kernel")
     (task,) = taskdiag.dump("cred", pid=1, engine="procfs")
     cred = task.cred

@@ -336,7 +336,7 @@ def test_a_pause_of_the_kernel_is_not_the_end(
 def test_one_and_thread_do_not_walk_the_host(
     engine: KernelEngine, monkeypatch: pytest.MonkeyPatch, population: Population
 ) -> None:
-    """The iterator is told which task, so the program does not even see the others."""
+    """The iterator visits only that task, so the program is not called for others."""
     links: list[tuple[int, int]] = []
     original = bpf.create_link
 

@@ -1,4 +1,4 @@
-"""docs/kernels.md says which kernel serves which group: here the running kernel is asked."""
+"""The table in docs/kernels.md is true of the running kernel."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def test_a_thread_is_no_process(root: int, show: int) -> None:
 
 
 def test_no_file_of_a_task_that_took_the_number(root: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ends between the two is not seen, whatever has its number by then."""
+    """A task that ends between the two is not shown, even if its number was reused."""
     pid = os.fork()
     if pid == 0:
         signal.pause()

@@ -1,4 +1,4 @@
-"""Reading ahead: the same chunks, whoever stops first."""
+"""Reading ahead: the same chunks, no matter which side stops first."""
 
 from __future__ import annotations
 

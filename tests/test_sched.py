@@ -21,7 +21,7 @@ pytestmark = pytest.mark.root
 Run = Callable[[list[int]], list[int]]
 TOP = 2**64 - 1
 NSEC_PER_TICK = 10**9 // os.sysconf("SC_CLK_TCK")
-#: Anything of 64 bits, and what lies at the edges of a power of two.
+#: Any number of 64 bits, and numbers next to a power of two.
 EDGES = st.builds(
     lambda bit, off: max(0, min(TOP, (1 << bit) + off)), st.integers(0, 64), st.integers(-2, 2)
 )

@@ -184,7 +184,7 @@ def standing() -> Iterator[dict[str, Child]]:
 
 
 def agree(answer: dict[str, Any], hidden: set[int]) -> None:
-    """What was shown lies between what hidepid listed before and after."""
+    """Tasks listed with hidepid before and after are shown, and none that were in neither list."""
     before, found, after = (set(answer[key]) - hidden for key in ("before", "found", "after"))
     steady, single = set(answer["steady"]) - hidden, set(answer["single"])
     assert steady <= found
@@ -353,7 +353,7 @@ def test_from_a_child_pid_namespace(
 
 
 def test_by_pid_from_a_child_pid_namespace(service: Service, population: Population) -> None:
-    """Numbers in a request are the requester's; those of others mean nothing there."""
+    """Numbers in a request are those of the requester's namespace, and of no other."""
     outside = population["plain"].pid
 
     def run() -> list[Any]:
@@ -402,7 +402,7 @@ def test_ids_are_those_of_the_requesters_user_namespace(service: Service) -> Non
 
 
 def test_many_extents(service: Service) -> None:
-    """A user namespace whose map has more extents than lie in the structure itself."""
+    """A user namespace whose map has more extents than fit the structure itself."""
     ready, go = os.pipe(), os.pipe()
 
     def write_maps() -> None:

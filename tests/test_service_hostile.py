@@ -207,7 +207,7 @@ def test_one_user_does_not_take_all_connections(service: Service) -> None:
 
 
 def test_answers_that_are_never_read(service: Service) -> None:
-    """Whoever hoards pipes waits for himself; others do not wait for him."""
+    """A user who holds all their pipes waits for them; other users do not wait."""
     descriptors = service.descriptors()
     engine = service.engine()
     with child() as first:
@@ -246,7 +246,7 @@ def test_answers_that_are_never_read(service: Service) -> None:
 
 
 def test_replies_that_are_never_read(service: Service) -> None:
-    """A client that only asks: its line is held up, and nobody else's."""
+    """A client that sends requests and reads nothing delays only itself."""
     descriptors = service.descriptors()
     sock = connect(service.path)
     sock.setblocking(False)

@@ -77,7 +77,7 @@ def test_start_time(service: Service, population: Population, offset: str) -> No
         return [
             by_proc(pid),
             start_of(KernelEngine(), pid),
-            # An engine that was used before asks again who uses it.
+            # An engine that was used before determines its viewer again.
             start_of(outside, pid),
             start_of(service.engine(), pid),
             start_of(ProcfsEngine(), pid),

@@ -158,7 +158,7 @@ ROOTS: dict[str, Callable[[str], None]] = {
 
 
 def look(where: str, become: Callable[[str], None], ask: Ask, user: bool) -> Any:
-    """In a forked process with that root: the names by its own /proc, and what it is told."""
+    """In a forked process with that root: the names in its own /proc, and in the answer."""
 
     def run() -> Any:
         with tempfile.TemporaryDirectory(dir=where) as root:
@@ -318,7 +318,7 @@ def test_another_engine_answers_then(powerless: Service) -> None:
 
 @pytest.mark.parametrize("kind", ["host", "own mounts", "pivot_root"])
 def test_not_needed_elsewhere(powerless: Service, kind: str) -> None:
-    """Whoever's root is that of its mount namespace has the service's paths."""
+    """A client whose root is that of its mount namespace has the same paths as the service."""
     with directory() as where:
         agree(look(where, ROOTS[kind], by_socket(powerless.path), False))
 

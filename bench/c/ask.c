@@ -17,8 +17,8 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
+#include "clock.h"
 
 struct request {
 	struct nlmsghdr head;
@@ -26,13 +26,6 @@ struct request {
 	uint64_t dump_strategy;
 	uint32_t pid, pad;
 };
-
-static long long now(clockid_t clock)
-{
-	struct timespec t;
-	clock_gettime(clock, &t);
-	return t.tv_sec * 1000000000LL + t.tv_nsec;
-}
 
 static int by_file(const char *path, const struct request *request)
 {

@@ -14,20 +14,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
+#include "clock.h"
 
 /* As large as the largest file so far; a list of mappings may take megabytes. */
 static char *buffer;
 static size_t room;
 static long files, bytes;
-
-static long long now(clockid_t clock)
-{
-	struct timespec t;
-	clock_gettime(clock, &t);
-	return t.tv_sec * 1000000000LL + t.tv_nsec;
-}
 
 static void grow(void)
 {

@@ -1,16 +1,16 @@
 """The contract, declared once: every structure, offset and constant of the interface.
 
 The reference is A. Vagin's task_diag patch series, v3 (April 2016,
-``include/uapi/linux/task_diag.h``).  A request is a ``struct nlmsghdr`` followed
-at once by a ``struct task_diag_pid``; the answer is a sequence of messages, each
-a ``struct nlmsghdr``, a ``struct task_diag_msg`` and then attributes
-(``struct nlattr``), one per group of fields.
+``include/uapi/linux/task_diag.h``).  A request is a ``struct nlmsghdr`` immediately followed
+by a ``struct task_diag_pid``.  The answer is a sequence of messages, each a ``struct
+nlmsghdr``, a ``struct task_diag_msg`` and attributes (``struct nlattr``), one for each group of
+fields.
 
-The group tables at the end of this module are also the *catalogue of fields*:
-each `Field` says what it is called, its C type, its offset, its unit, what it
-means, how the kernel engine reaches it (``kernel``: a C expression over ``task``
-and ``mm``, or one of the functions in :mod:`taskdiag.kernel`) and where procfs
-shows it (``procfs``: file and key).  Adding a field is adding one entry here.
+The tables of groups at the end of this module are also the *catalogue of fields*.  Each
+`Field` has a name, a C type, an offset, a unit and a meaning.  It also says how the kernel
+engine reaches it (``kernel``: a C expression over ``task`` and ``mm``, or one of the functions
+in :mod:`taskdiag.kernel`) and where procfs shows it (``procfs``: file and key).  To add a
+field, add an entry here.
 
 Integers are in native byte order; offsets are those of a C compiler for a 64-bit
 machine.  ``taskdiag abi`` prints this module as a C header.
@@ -50,26 +50,26 @@ __all__ = (
 
 # --- Messages -------------------------------------------------------------
 
-#: Message type of an answer (``TASK_DIAG_CMD_...`` travelled in genetlink once).
+#: Message type of an answer.
 RESPONSE = 0xD101
 #: Message type of our own extended request; every other type is the reference's.
 EXTENDED_REQUEST = 0xD102
-#: ``NLMSG_ERROR`` (include/uapi/linux/netlink.h): the service's refusals.
+#: ``NLMSG_ERROR`` (include/uapi/linux/netlink.h), the type of the service's replies.
 NLMSG_ERROR = 2
 #: ``NLM_F_MULTI``, set on every message of an answer.
 NLM_F_MULTI = 2
-#: ``task_diag_msg.flags``: more messages about this same process follow directly.
+#: ``task_diag_msg.flags``: the next message is about the same task and continues this one.
 MSG_FLAG_CONT = 1 << 0
-#: ``task_diag_msg.flags``, never in an answer: set inside the kernel engine on a
-#: message that user space must complete from procfs before anyone sees it.
+#: ``task_diag_msg.flags``, never in an answer: set by programs of the kernel engine in a
+#: message that the engine must complete from procfs.
 DEFERRED = 1 << 31
 
 
 class Show(enum.IntFlag):
     """Show flags: the attribute groups that a request asks for, ``1 << group``.
 
-    The first seven are the reference's.  Those from bit 32 are ours: what ``ps``
-    needs besides, kept away from the numbers that the reference may still take.
+    The first seven are the reference's.  Those from bit 32 on are ours, for what ``ps`` needs
+    in addition; the distance leaves room for new numbers of the reference.
 
     >>> int(Show.BASE | Show.STAT)
     17
@@ -88,7 +88,7 @@ class Show(enum.IntFlag):
 
 
 class Dump(enum.IntEnum):
-    """Dump strategies: which tasks a request is about."""
+    """Dump strategies: the tasks that a request is about."""
 
     ALL = 0
     """Every process (thread group leaders); ``pid`` is ignored."""
@@ -97,7 +97,7 @@ class Dump(enum.IntEnum):
     ALL_THREAD = 2
     """Every thread; ``pid`` is ignored."""
     CHILDREN = 3
-    """The direct children of process ``pid``, of whichever of its threads."""
+    """The direct children of process ``pid``, whichever of its threads created them."""
     THREAD = 4
     """Every thread of process ``pid``."""
 
@@ -161,7 +161,7 @@ class VmaFlag(enum.IntFlag):
 class Attr(enum.IntEnum):
     """Attribute types (``nlattr.nla_type``): the group's number.
 
-    VMA_STAT has no attribute of its own; it lies inside its VMA record.
+    VMA_STAT has no attribute of its own; it is part of a VMA record.
     """
 
     BASE = 0
@@ -177,7 +177,7 @@ class Attr(enum.IntEnum):
 
 
 def align(length: int) -> int:
-    """Round up to the 4 bytes that netlink aligns to (``NLMSG_ALIGN``)."""
+    """Round up to a multiple of 4 bytes, the alignment of netlink (``NLMSG_ALIGN``)."""
     return (length + 3) & ~3
 
 
@@ -192,9 +192,9 @@ class Field:
     ``ctype`` is one of u8, u16, u32, i32, u64 and ``char[N]``; ``offset`` counts
     from the start of the structure.  ``unit`` is what a number counts.
 
-    ``visible`` says who may see it: "ptrace" is whoever may see the task, which is what
-    ptrace_may_access() decides; "root" is for what not even a task's owner may see (a
-    kernel pointer), and a request for it by anyone without CAP_SYS_PTRACE is refused.
+    ``visible`` says who may see it.  "ptrace" means everyone who may see the task, as
+    ptrace_may_access() decides.  "root" is for fields that not even the owner of a task may see
+    (a kernel pointer); a request for one is refused without CAP_SYS_PTRACE.
     """
 
     __slots__ = ("ctype", "doc", "kernel", "name", "offset", "procfs", "unit", "visible")
@@ -212,7 +212,7 @@ class Field:
         visible: str = "ptrace",
     ) -> None:
         if visible not in ("ptrace", "root"):
-            raise AssertionError(f"{name}: nobody is called {visible}")
+            raise AssertionError(f"{name}: visible is {visible!r}, expected ptrace or root")
         self.name = name
         self.ctype = ctype
         self.offset = offset
@@ -259,7 +259,7 @@ class Group:
             raise AssertionError(f"{cname}: {self.struct.size} bytes laid out, {size} declared")
 
     def format(self, only: tuple[str, ...] | None = None) -> str:
-        """The :mod:`struct` format; with ``only``, everything else is skipped over."""
+        """The :mod:`struct` format; with ``only``, other fields are skipped."""
         out, at = "=", 0
         for item in self.fields:
             if only is not None and item.name not in only:
@@ -272,7 +272,7 @@ class Group:
 
     @property
     def visible(self) -> str:
-        """Who may see the group: whoever may see all of its fields."""
+        """Who may see the group: "root" if a field of it is for root only, else "ptrace"."""
         return "root" if any(item.visible == "root" for item in self.fields) else "ptrace"
 
     def __getitem__(self, name: str) -> Field:
@@ -316,7 +316,7 @@ TASK_DIAG_PID = Group(
         Field("dump_strategy", "u64", 8, "Which tasks"),
         Field("pid", "u32", 16, "The process that ONE, CHILDREN and THREAD are about"),
     ),
-    "A request; it follows its nlmsghdr at once.",
+    "A request; it immediately follows its nlmsghdr.",
 )
 
 TASK_DIAG_MSG = Group(
@@ -330,10 +330,10 @@ TASK_DIAG_MSG = Group(
     "The head of an answer's payload; attributes follow.",
 )
 
-#: nlmsghdr and task_diag_pid as one piece: the shortest request that is read.
+#: nlmsghdr and task_diag_pid together: the shortest valid request.
 REQUEST = Struct("=IHHIIQQI4x")
 REQUEST_SIZE = 40
-#: nlmsghdr and task_diag_msg as one piece: what every message of an answer starts with.
+#: nlmsghdr and task_diag_msg together: the start of every message of an answer.
 MSG = Struct("=IHHIIIII")
 
 BASE = Group(
@@ -747,7 +747,7 @@ VMA = Group(
     64,
     (
         Field("start", "u64", 0, "First address", unit="bytes"),
-        Field("end", "u64", 8, "First address behind", unit="bytes"),
+        Field("end", "u64", 8, "First address after it", unit="bytes"),
         Field("vm_flags", "u64", 16, "Flags, bits of VmaFlag"),
         Field("pgoff", "u64", 24, "Offset in the file", unit="bytes"),
         Field("major", "u32", 32, "Device of the file, major number"),
@@ -885,9 +885,8 @@ NAME = Group(
     Attr.NAME,
 )
 
-#: The groups with a fixed layout, by attribute type, in the order that our messages have
-#: them.  CMDLINE is bare bytes and VMA records are `VMA` structures with names and
-#: statistics behind them.
+#: The groups with a fixed layout, by attribute type, in the order of our messages.  CMDLINE
+#: is plain bytes, and a VMA record is a `VMA` structure followed by statistics and a name.
 GROUPS: dict[Attr, Group] = {
     Attr.BASE: BASE,
     Attr.CRED: CRED,
@@ -897,14 +896,14 @@ GROUPS: dict[Attr, Group] = {
     Attr.NAME: NAME,
     Attr.STATM: STATM,
 }
-#: The order of all attributes in our messages.  Readers must not rely on it, but may be
-#: fast where it holds: what a task without memory lacks comes last, so the rest is always
-#: in the same place.
+#: The order of all attributes in our messages.  Groups that a task without memory lacks come
+#: last, so the others are always in the same place.  Readers may use that to be fast, but must
+#: not depend on it.
 ORDER = (*GROUPS, Attr.CMDLINE, Attr.VMA)
 
 
 def field(name: str) -> tuple[Group, Field]:
-    """Look a field of the catalogue up, as ``group.field`` or by its bare name.
+    """Look up a field of the catalogue by ``group.field``, or by its name alone.
 
     >>> field("stat.utime")
     (Group('task_diag_stat', 72), Field('utime', 'u64', 32))

@@ -20,7 +20,7 @@ CAP_BPF = 39
 
 
 def effective() -> int | None:
-    """The effective set as a mask, None if it cannot be told (/proc is not mounted).
+    """The effective set as a mask, or None if /proc is not mounted.
 
     >>> hex(effective())
     '0x...'

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ("header",)
 
 _TYPES = {"u8": "__u8", "u16": "__u16", "u32": "__u32", "i32": "__s32", "u64": "__u64"}
-#: Each behind those that it refers to.  netlink's own come from linux/netlink.h.
+#: Each after those that it refers to.  netlink's own structures come from linux/netlink.h.
 _GROUPS = (
     abi.TASK_DIAG_PID, abi.TASK_DIAG_MSG, abi.BASE, abi.CRED, abi.STAT, abi.STATM, abi.VMA,
     abi.VMA_STAT, abi.TTY, abi.SCHED, abi.NAME,
@@ -23,12 +23,12 @@ _TOP = """\
 /*
  * task_diag: ask about processes in one transaction.
  *
- * A request is a struct nlmsghdr followed at once by a struct task_diag_pid.  The
+ * A request is a struct nlmsghdr immediately followed by a struct task_diag_pid.  The
  * answer is messages of type TASK_DIAG_RESPONSE, each a struct nlmsghdr, a struct
- * task_diag_msg and attributes (struct nlattr), padded to 4 bytes; it ends where a
- * read returns nothing.  An attribute's type is the number of its group; TASK_DIAG_CMDLINE
- * is the bytes of the arguments as they lie in memory; TASK_DIAG_VMA is one or more
- * struct task_diag_vma, each vma_len bytes long.
+ * task_diag_msg and attributes (struct nlattr), padded to 4 bytes.  It ends when a read
+ * returns 0.  An attribute's type is the number of its group.  TASK_DIAG_CMDLINE is the
+ * bytes of the arguments, NULs included; TASK_DIAG_VMA is one or more struct
+ * task_diag_vma, each vma_len bytes long.
  *
  * Native byte order.  Printed by "taskdiag abi".
  */
@@ -41,7 +41,7 @@ _TOP = """\
 """
 
 _ASSERT = """\
-/* The layout is part of the interface: a compiler that lays out otherwise must not get by. */
+/* The layout is part of the interface: a compiler with another layout must fail here. */
 #ifdef __cplusplus
 #define TASK_DIAG_ASSERT(what) static_assert(what, #what)
 #else
@@ -107,7 +107,7 @@ def _groups() -> Iterable[tuple[str, str]]:
 
 def _enum(doc: str, items: Iterable[tuple[str, str]]) -> str:
     lines = "".join(f"\t{name} = {value},\n" for name, value in items)
-    # C before C23 and C++ alike refuse a comma behind the last, with -pedantic.
+    # With -pedantic, C before C99 and C++ before C++11 refuse a comma after the last one.
     text = f"/* {doc} */\nenum {{\n{lines[:-2]}\n}};\n"
     if "TASK_DIAG_BASE" not in lines:
         return text

@@ -1,4 +1,4 @@
-"""The decoder: a stream in, `Task` objects out, strict about everything the contract says."""
+"""The decoder: makes `Task` objects of a stream, and checks all that the contract requires."""
 
 from __future__ import annotations
 
@@ -33,12 +33,11 @@ def decode(chunks: Iterable[bytes]) -> Iterator[Task]:
     >>> [task.pid == os.getpid() for task in decode(taskdiag.stream("base", pid=os.getpid()))]
     [True]
 
-    Messages joined by CONT become one task.  Attributes of unknown types are
-    skipped and stay available as `Task.unknown`.
+    Messages joined by CONT become one task.  Attributes of unknown types are skipped, and
+    are available as `Task.unknown`.
 
-    Raises DecodeError, naming the byte offset in the whole stream and what was
-    expected there, if the stream is truncated, overlong, misaligned or contradicts
-    itself.
+    Raises DecodeError if the stream is truncated, overlong, misaligned or inconsistent.  The
+    error says at which byte of the whole stream, and what was expected there.
     """
     base = 0
     parts: tuple[Part, ...] = ()
@@ -57,8 +56,8 @@ def decode(chunks: Iterable[bytes]) -> Iterator[Task]:
                     f"message about task {pid} of process {tgid}, "
                     f"expected more about task {joined[0]} of process {joined[1]}",
                 )
-            # Most messages have the layout of one seen before: then one comparison
-            # of the attribute headers replaces the walk.
+            # Most messages have the layout of an earlier one.  Then comparing all attribute
+            # headers at once is enough.
             usual = layouts.get(end - at)
             if usual is not None and usual.fits(data, at):
                 layout = usual.layout
@@ -92,8 +91,8 @@ def _task(values: tuple[Any, ...]) -> Task:
 class _Uniform:
     """Messages of one length and layout, all of whose attributes are of fixed size.
 
-    A chunk of nothing but such messages is checked as a whole, byte column by byte
-    column, and its tasks are made without a line of Python for each.
+    A chunk that consists only of such messages is checked as a whole, one byte position
+    after the other, and its tasks are created without executing Python code for each.
     """
 
     def __init__(self, data: bytes, at: int, end: int, layout: Layout) -> None:
@@ -104,8 +103,8 @@ class _Uniform:
             code += f"HH{abi.align(stop - start)}x"
         self._headers = Struct(code)
         self._expected = self._headers.unpack_from(data, at)
-        # The bytes that are equal in all such messages: length, type and flags of the header,
-        # the message's own flags (no CONT), and the attribute headers.
+        # The bytes that are equal in all such messages: length, type and flags in the nlmsghdr,
+        # the flags in the task_diag_msg (no CONT), and the attribute headers.
         same = [*range(8), *range(24, MSG.size)]
         for start, _ in layout.values():
             same += range(start - 4, start)
@@ -117,11 +116,11 @@ class _Uniform:
         self._ids = Struct(f"=16xII{self._size - 24}x")
 
     def fits(self, data: bytes, at: int) -> bool:
-        """Whether the message of this length at ``at`` has the layout."""
+        """Whether the message at ``at``, which has the right length, has this layout."""
         return self._headers.unpack_from(data, at) == self._expected
 
     def holds(self, data: bytes) -> bool:
-        """Whether a chunk consists of such messages only, and all of them are valid."""
+        """Whether a chunk consists only of such messages, and all of them are valid."""
         size = self._size
         if len(data) % size:
             return False
@@ -149,7 +148,7 @@ class _Uniform:
 
 
 def _layout(data: bytes, at: int, end: int, base: int) -> tuple[Layout, bool]:
-    """Walk one message; also says whether all its attributes are of fixed size."""
+    """The layout of a message, and whether all its attributes are of fixed size."""
     layout: Layout = {}
     fixed = True
     for kind, start, stop in attributes(data, at + MSG.size, end, base):

@@ -65,11 +65,11 @@ class Finding:
 
 
 def examine(engine: str | None = None) -> Iterator[Finding]:
-    """Everything that can be found, one after the other.  Raises nothing.
+    """Yield all findings.  Raises nothing.
 
     ``engine`` is what was given as ``--engine``; without it ``TASKDIAG_ENGINE`` counts.
     """
-    # A user whom the service answers needs nothing of what the kernel engine needs.
+    # A user whom the service answers does not need what the kernel engine needs.
     served = _trial("service") is None
     yield kernel()
     facts, found = btf()
@@ -218,7 +218,7 @@ def namespaces(served: bool = False) -> Iterator[Finding]:
 def capabilities(served: bool = False) -> Iterator[Finding]:
     """The capabilities that the kernel engine needs: present or missing.
 
-    With ``served`` there is a service, so nobody is told to get them.
+    With ``served`` there is a service, so the user is not advised to get them.
     """
     caps = capability.effective()
     uid = os.geteuid()
@@ -311,8 +311,8 @@ def why_not(what: str, error: OSError) -> tuple[str, str]:
 def groups(facts: Facts, works: bool, served: bool = False) -> Iterator[Finding]:
     """Where each group comes from.
 
-    ``works`` says that programs can be loaded, so this is tried; ``served`` that a service
-    answers where they cannot.
+    ``works`` says that programs can be loaded; if they cannot, ``served`` says whether a
+    service answers.
     """
     from .kernel.compile import missing_features
 
@@ -321,9 +321,9 @@ def groups(facts: Facts, works: bool, served: bool = False) -> Iterator[Finding]
         check = f"group {str(show.name).lower()}"
         why = lacking[show]
         if show == Show.VMA_STAT:
-            yield Finding("info", check, f"procfs on every kernel, for want of {why}")
+            yield Finding("info", check, f"procfs on every kernel; missing: {why}")
         elif why:
-            yield Finding("limited", check, f"procfs, for want of {why}", "boot a newer kernel")
+            yield Finding("limited", check, f"procfs; missing: {why}", "boot a newer kernel")
         elif not works and served:
             yield Finding("ok", check, "bpf, through the service")
         elif not works:
@@ -350,7 +350,7 @@ def _try_group(facts: Facts, show: Show, check: str) -> Finding:
 def first_process(facts: Facts) -> Iterator[Finding]:
     """Whether iterators show process 1, which the kernels of some hosts hide from them.
 
-    The kernel engine and the service then have to get it in another way.
+    If not, the kernel engine and the service get it in another way.
     """
     if not _has(CAP_SYS_PTRACE):
         return
@@ -415,7 +415,7 @@ def engines(asked: str | None = None) -> Iterator[Finding]:
             remedy = _SERVE if name == "service" else f"let auto choose: without {by}"
             yield Finding("missing", check, text, remedy)
         elif name == "service":
-            # With root's privileges there is no need for it.
+            # Root does not need it.
             spare = found or capability.may_load_bpf()
             remedy = "" if spare else _SERVE
             yield Finding("info" if spare else "missing", check, _sentence(problem), remedy)

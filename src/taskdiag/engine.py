@@ -71,7 +71,7 @@ def choose(name: str | None = None, *, read_ahead: bool = False) -> Engine:
 
 
 class Auto:
-    """The best engine that works here, chosen anew for each request.
+    """The best engine that works here, chosen again for each request.
 
     Engines must be tried, because the kernel may refuse a program when it is loaded.
     """

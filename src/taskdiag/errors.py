@@ -76,7 +76,7 @@ class DecodeError(TaskdiagError, ValueError):
 
 
 def one_line(text: str) -> str:
-    """Of a message and the log in it the two lines that matter, as one.
+    """Join the two lines that matter of a message with a log: the first, and the reason.
 
     >>> one_line("it failed:\\n0: r0 = 1\\nR1 is not there\\nprocessed 1 insns")
     'it failed: R1 is not there'
@@ -88,7 +88,7 @@ def one_line(text: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """How to go on after "unknown name": with the most similar known one, or with all of them.
+    """What to add to "unknown name": the most similar known names, or all of them.
 
     >>> nearest("dmup", ["ps", "dump"]), nearest("xyz", ["ps", "dump"])
     ("did you mean 'dump'?", 'choose from ps, dump')

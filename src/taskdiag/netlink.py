@@ -1,4 +1,4 @@
-"""The stream: netlink messages end to end, built and taken apart without interpreting groups.
+"""The stream of netlink messages: building it and taking it apart, without interpreting groups.
 
 Every chunk that an engine yields is a whole number of messages, and never splits
 a process whose messages are joined by CONT.
@@ -44,7 +44,7 @@ _PAD = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
 def attr(kind: int, payload: bytes) -> bytes:
-    """One attribute, header in front and padded to 4 bytes.
+    """One attribute with its header, padded to 4 bytes.
 
     >>> attr(6, b"cat\\0x").hex(" ", 4)
     '09000600 63617400 78000000'
@@ -268,7 +268,7 @@ _VMA_LEN = Struct("=H")
 
 
 def rechunk(read: Callable[[], bytes], cut_off: Exception | None = None) -> Iterator[bytes]:
-    """Cut what ``read`` returns, anywhere, until it returns nothing, into whole processes.
+    """Cut the bytes that ``read`` returns, until it returns none, into chunks of whole processes.
 
     What does not look like messages is passed on as it is, for the decoder to judge; so
     is half a process at the end, unless ``cut_off`` is given to be raised then.

@@ -1,6 +1,6 @@
 """Work on many items by several threads, with the results in order.
 
-Worth it where most of the work is done inside system calls, which release the GIL.
+This is useful if most of the work is done inside system calls, which release the GIL.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ("readahead",)
 
-#: Chunks that may lie ready; each is at most some 64 KiB.
+#: How many chunks may wait to be consumed; each is at most some 64 KiB.
 _MOST = 256
 #: How soon a reader that has data gets the interpreter, in seconds.
 _SWITCH = 1e-6
@@ -70,7 +70,7 @@ def readahead(chunks: Iterator[T]) -> Generator[T, None, None]:
             yield chunk
             leave.put(None)
     finally:
-        # Whoever owns what is read from may close it now: the thread is done with it.
+        # Wait for the thread, since the caller may then close the descriptor.
         over = True
         leave.put(None)
         while chunk is not None and not isinstance(chunk, BaseException):

@@ -44,7 +44,7 @@ class Request:
     >>> Request(Show.BASE, Dump.ONE, 1)
     Request(<Show.BASE: 1>, <Dump.ONE: 1>, pid=1)
 
-    ``show`` may hold VMA_STAT alone; it lies inside VMA records, so it implies VMA.
+    ``show`` may hold VMA_STAT alone; it is part of VMA records, so it implies VMA.
     ``pid`` matters to ONE, CHILDREN and THREAD only and must fit a u32.  It may be the id
     of any thread: ONE then shows that thread, as ``/proc/TID`` does, and the other two
     mean its process.  ``seq`` is echoed in every message of the answer.

@@ -1,4 +1,4 @@
-"""Tasks as typed objects: what the decoder makes of the stream.
+"""Tasks as typed objects, which the decoder makes of a stream.
 
 The tuples have the fields of the contract's structures (:mod:`taskdiag.abi`), in
 the contract's units.
@@ -139,16 +139,16 @@ class Vma(NamedTuple):
     stat: VmaStat | None
 
 
-#: Where the payloads of a message lie: type to (start, end), from the message's start.
+#: The payloads of a message: attribute type to (start, end), counted from the message's start.
 Layout = dict[int, tuple[int, int]]
 Unpack = Callable[[bytes, int], tuple[Any, ...]]
 
 
 class Task(tuple[Any, ...]):
-    """One task of an answer.  Groups that were not asked for or do not apply are None.
+    """One task of an answer.  Groups that were not requested or do not apply are None.
 
-    Groups are decoded when they are looked at, so what is not used costs nothing;
-    the structure of the stream was checked before.
+    A group is unpacked each time it is used, so groups that are not used cost nothing.  The
+    structure of the stream has been checked before.
 
     >>> import os, taskdiag
     >>> task = next(taskdiag.dump("base,stat", pid=os.getpid()))
@@ -158,8 +158,9 @@ class Task(tuple[Any, ...]):
 
     __slots__ = ()
 
-    # A tuple, because nothing else is created as fast: pid, tgid, the place of the first
-    # message (buffer, offset, layout), and a tuple of such places for the joined messages.
+    # A tuple, because no other object is created as fast.  Its items are pid, tgid, the place
+    # of the first message (buffer, offset, layout), and a tuple of such places for the messages
+    # joined to it.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -179,7 +180,7 @@ class Task(tuple[Any, ...]):
         yield from self[5]
 
     def payloads(self, kind: int) -> list[bytes]:
-        """The raw payloads of one attribute type, also of types that are not known here."""
+        """The raw payloads of one attribute type, which need not be known to this version."""
         found = []
         for data, at, layout in self._parts():
             span = layout.get(kind)
@@ -289,7 +290,7 @@ class Task(tuple[Any, ...]):
 
     @property
     def cmdline_raw(self) -> bytes | None:
-        """The argument bytes as they lie in memory; None as for `cmdline`."""
+        """The argument bytes as they are in memory, with their NULs; None as for `cmdline`."""
         found = self.payloads(Attr.CMDLINE)
         return b"".join(found) if found else None
 
@@ -297,7 +298,8 @@ class Task(tuple[Any, ...]):
     def cmdline(self) -> list[str] | None:
         """The arguments; None unless asked for, and for kernel threads and zombies.
 
-        Bytes that are not UTF-8 become surrogate escapes (`os.fsencode` gives them back).
+        Bytes that are not UTF-8 become surrogate escapes, which `os.fsencode` turns back into
+        bytes.
         """
         raw = self.cmdline_raw
         if raw is None:
@@ -326,7 +328,7 @@ class Task(tuple[Any, ...]):
 
 
 def _joined(more: tuple[tuple[bytes, int, Layout], ...], kind: int, unpack: Unpack) -> Any:
-    """The values of a group in the second of joined messages or later; None if not there."""
+    """The values of a group from the messages joined to the first one, None if it is in none."""
     for data, at, layout in more:
         if kind in layout:
             return unpack(data, at + layout[kind][0])
@@ -345,7 +347,7 @@ _STATES = tuple(State)
 
 
 def check_vma(data: bytes, at: int, end: int, base: int = 0) -> None:
-    """Check the insides of one VMA record; raises DecodeError."""
+    """Check the offsets and lengths in a VMA record.  Raises DecodeError."""
     name_off, name_len, stat_off, stat_len = abi.VMA.struct.unpack_from(data, at)[9:]
     length = end - at
     behind = length - stat_len

@@ -26,7 +26,7 @@ def _signs(controls: int, others: int | None) -> bytes:
 
 
 _CONTROLS = _signs(ord("?"), None)
-#: The same for bytes of which no encoding is known.
+#: The same for bytes without a known encoding.
 _BYTES = _signs(ord("."), ord("?"))
 
 #: Bytes of a character by its first byte; 0 where none starts.
@@ -84,10 +84,10 @@ def clean(raw: bytes, utf8: bool | None = None) -> bytes:
 
 
 def _damaged_at(raw: bytes) -> int:
-    """Where bytes cease to be text: where no character starts, or the last one is cut off.
+    """Where damage starts: where no character begins, or the last character is incomplete.
 
-    procps-ng goes by the first byte of each character, and takes from such a place on
-    every byte for itself.
+    procps-ng looks at the first byte of each character, and from the first damage on treats
+    every byte as a character of its own.
     """
     try:
         raw.decode()
@@ -105,7 +105,8 @@ def _damaged_at(raw: bytes) -> int:
 def _beyond_unicode(text: str) -> str:
     """The same with one question mark for each code point from U+110000 to U+13FFFF.
 
-    Their four bytes are no UTF-8 to Python, but one character to mbrtowc(3) of glibc.
+    Python does not accept their four bytes as UTF-8; mbrtowc(3) of glibc takes them as one
+    character.
     """
     first, *rest = text.split("\udcf4")
     for part in rest:
@@ -122,7 +123,7 @@ class _Widths(dict[int, int]):
     __slots__ = ()
 
     def __missing__(self, code: int) -> int:
-        # Most runs never see a character beyond ASCII and do without the table.
+        # Most runs meet no character beyond ASCII, so the table is loaded only when needed.
         from .widths import width
 
         self[code] = found = width(code)
@@ -144,7 +145,7 @@ _SHOWN = _Shown()
 
 
 def cells(raw: bytes) -> int:
-    """How many cells of a terminal clean bytes take.
+    """How many cells of a terminal these clean bytes take.
 
     >>> cells("a日本".encode())
     5
@@ -155,9 +156,9 @@ def cells(raw: bytes) -> int:
 
 
 def clip(raw: bytes, room: int) -> bytes:
-    """As much of clean bytes as fits into ``room`` cells.
+    """Cut clean bytes to ``room`` cells.
 
-    As in procps-ng, what takes no cell is dropped behind the last one.
+    As in procps-ng, characters without a cell are dropped at the cut.
 
     >>> clip("a日本".encode(), 4).decode()
     'a日'
@@ -174,9 +175,9 @@ def clip(raw: bytes, room: int) -> bytes:
 
 
 def terminal_width() -> int | None:
-    """The width of the terminal in cells; None if there is none.
+    """The width of the terminal in cells; None if there is no terminal.
 
-    As in procps-ng ``COLUMNS`` counts even where standard output is no terminal.
+    As in procps-ng, ``COLUMNS`` counts even if standard output is not a terminal.
     """
     try:
         columns = int(os.environ.get("COLUMNS", ""))

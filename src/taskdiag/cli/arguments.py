@@ -34,7 +34,7 @@ _STRATEGIES = {
 
 
 def parse(args: list[str], command: str, switches: Iterable[str] = ()) -> tuple[Request, set[str]]:
-    """Turn arguments into a request, and the set of those ``switches`` that were given.
+    """Return the request that arguments make, and the set of ``switches`` that were given.
 
     >>> parse(["--show", "stat", "--one", "1", "--raw"], "dump", ["--raw"])
     (Request(<Show.STAT: 16>, <Dump.ONE: 1>, pid=1), {'--raw'})

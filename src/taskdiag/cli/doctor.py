@@ -18,7 +18,7 @@ Say what works on this host for this user, and how to get more.  Nothing is gues
 be tried: programs are loaded, and engines are asked.  --engine and TASKDIAG_ENGINE count as
 they do for other commands.
 
-Each line has a verdict, a subject, what was found and, behind an arrow, what would help:
+Each line has a verdict, a subject, what was found and, after an arrow, what would help:
 
   ok       it works
   limited  it works, but not fully

@@ -27,7 +27,7 @@ def run(args: list[str], engine: str | None) -> int:
     from ..kernel.explain import explain
     from ..kernel.facts import Facts
 
-    # Made whole before anything is printed, so that no error can follow half a program.
+    # Complete before anything is printed, so that no error can follow half a program.
     lines = list(explain(request, Facts.live()))
     write_all(f"{line}\n".encode() for line in lines)
     return 0

@@ -47,7 +47,7 @@ more:     k --sort [+|-]COLUMN,...   w -w --cols N   h --no-headers   n   c
 
 
 class Options:
-    """What a command line asks for."""
+    """The meaning of a command line."""
 
     def __init__(self) -> None:
         #: Whether any option was a BSD one.  Then the defaults are those of BSD.
@@ -113,7 +113,7 @@ def _told(what: str) -> str:
     return "".join(f"{name:<12} {spec[0]:<8}\n" for name, spec in COLUMNS.items())
 
 
-# --- What to ask for ------------------------------------------------------
+# --- Requests ---------------------------------------------------------------
 
 #: For more pids than this, it is cheaper to ask for all processes.
 _FEW = 16
@@ -208,7 +208,7 @@ def _own_tty() -> int:
         os.close(terminal)
 
 
-# --- What to show ---------------------------------------------------------
+# --- Columns ----------------------------------------------------------------
 
 _READY = {
     "u": "user pid pcpu pmem vsz rss tname stat start_time bsdtime args",
@@ -312,11 +312,11 @@ def _width(options: Options, columns: list[Column]) -> int | None:
 
 
 def parse(args: list[str]) -> Options:
-    """Take a command line apart.
+    """Parse a command line.
 
-    Like procps-ng, tries UNIX options first; a command line that makes no sense so is read
-    again with all its options taken for BSD ones.  Raises RequestError for what makes no
-    sense either way; the sentence is about the first reading.
+    Like procps-ng, this tries UNIX options first.  If the command line makes no sense then, it
+    is read again with all options as BSD options.  Raises RequestError if both fail; the error
+    is about the first reading.
     """
     try:
         return _checked(_Parser(args, force_bsd=False).parse())
@@ -328,7 +328,7 @@ def parse(args: list[str]) -> Options:
 
 
 def _checked(options: Options) -> Options:
-    """The same options.  Raises RequestError where two of them contradict each other."""
+    """Return the same options.  Raises RequestError if two of them contradict each other."""
     if not options.tell:
         choose_columns(options)
         _simple_bits(options)
@@ -357,7 +357,7 @@ _ULONG_MAX = 0xFFFFFFFFFFFFFFFF
 
 
 def _number(text: str) -> int | None:
-    """The number that strtoul(3) reads in base 0, None if that is not all of the text.
+    """The number that strtoul(3) reads in base 0, None if it does not read the whole text.
 
     >>> _number("0x10"), _number("010"), _number("+10"), _number("10x")
     (16, 8, 10, None)
@@ -425,7 +425,7 @@ def _id(number: int, what: str, text: str, negate: bool) -> int:
 
 
 def _unknown(why: str, negate: bool) -> int:
-    """An id that no process has, where processes are to be left out; an error otherwise."""
+    """With ``negate``, an id that no process has; otherwise raises RequestError."""
     if negate:
         return 0xFFFFFFFF
     raise RequestError(why)
@@ -543,7 +543,7 @@ class _Parser:
         self.rest = ""
 
     def parse(self) -> Options:
-        """Raises RequestError for what is not understood."""
+        """Read all arguments.  Raises RequestError for one that is not understood."""
         while self.at < len(self.args) and not self.options.tell:
             arg = self.args[self.at]
             self.at += 1

@@ -8,13 +8,14 @@ __all__ = ("KernelEngine", "served_by")
 
 
 def served_by() -> dict[str, str]:
-    """Who serves each group on the running kernel: "bpf" or "procfs", by the group's name.
+    """Return how each group is served on the running kernel: its name to "bpf" or "procfs".
 
     >>> served_by()["VMA_STAT"]
     'procfs'
 
-    Says what the kernel has, not what this user may do with it; `compile.missing_features` gives
-    the reasons.  Raises EngineUnavailable if the kernel has no BTF.
+    This is about the features of the kernel, not about the privileges of this user;
+    `compile.missing_features` gives the reasons.  Raises EngineUnavailable if the kernel has no
+    BTF.
     """
     from .compile import missing_features
     from .facts import Facts

@@ -48,7 +48,7 @@ def check_groups(show: Show, rule: Rule | None) -> None:
 
 
 def filter_task(c: Emitter) -> None:
-    """Leave the program unless the viewer may see the task in R6.
+    """Jump to ``skip`` unless the viewer may see the task in R6.
 
     For a thread its process must be visible as well, since procfs lists threads below
     the directory of their process.  Threads of one process can differ in credentials.
@@ -197,7 +197,7 @@ def _capable(c: Emitter, rule: Rule) -> None:
 
 
 def _climb(c: Emitter, rule: Rule) -> None:
-    """R6 = the ancestor of the user namespace R6 that lies directly below the viewer's level."""
+    """R6 = the ancestor of the user namespace R6 at the level below the viewer's."""
     level = c.facts.member("user_namespace", "level")
     parent = c.facts.member("user_namespace", "parent")
     # Since Linux kernel commit 6018e1f407cc ("bpf: implement numbers iterator") (in v6.4),
@@ -233,7 +233,7 @@ def _climb(c: Emitter, rule: Rule) -> None:
 
 
 def _same_namespace(c: Emitter, rule: Rule, namespace: Reg, other: str) -> None:
-    """Go to ``other`` unless ``namespace`` is the viewer's own user namespace."""
+    """Jump to ``other`` unless ``namespace`` is the viewer's own user namespace."""
     level = c.facts.member("user_namespace", "level")
     c.load(R1, namespace, level.offset, level.size)
     # There is only one at level 0.

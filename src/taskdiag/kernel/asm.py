@@ -101,8 +101,8 @@ class Code:
     """An assembled program.
 
     ``insns``      the bytecode
-    ``maps``       (instruction, map name) of each load of a map: whoever loads the
-                   program fills in the map's descriptor
+    ``maps``       (instruction, map name) of each load of a map; `bpf.load_program`
+                   fills in the map's descriptor
     ``notes``      (instruction, text): what the code from this instruction on is for
     ``functions``  the first instruction of each function, if the kernel calls one of
                    them back (it must then be told of all); else empty

@@ -95,7 +95,7 @@ class Cache:
         self._family = source_hash(_SEED, self._identity).hex()
 
     def read(self, key: str) -> bytes | None:
-        """The data written under that key, or None if there is none to be trusted."""
+        """The data written under that key, or None if there is none that can be trusted."""
         folder = self._open()
         if folder is None:
             return None
@@ -147,7 +147,7 @@ class Cache:
         return data if sealed[len(head) : start] == self._seal(head, data) else None
 
     def _open(self, make: bool = False) -> int | None:
-        """A descriptor of the directory, or None if it is not to be trusted."""
+        """A descriptor of the directory, or None if it cannot be trusted."""
         if self.where is None:
             return None
         try:

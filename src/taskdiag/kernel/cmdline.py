@@ -37,10 +37,10 @@ def missing(facts: Facts) -> str:
 
 
 def emit(c: Emitter, at: int) -> None:
-    """Write the attribute at byte ``at`` of the arena and set ``length`` behind it.
+    """Write the attribute at byte ``at`` of the arena, and set ``length`` to its end.
 
-    Deferred to procfs: arguments that are longer than a message, that cannot be read, or
-    that setproctitle(3) has overwritten, since those may end in the environment.
+    Arguments are deferred to procfs if they are longer than a message, cannot be read, or were
+    overwritten by setproctitle(3), since they may then extend into the environment.
     """
     done, empty, defer = c.fresh("cmdline"), c.fresh("empty"), c.fresh("defer")
     c.follow(R3, MM, "mm_struct", "arg_start")
@@ -84,7 +84,7 @@ def emit(c: Emitter, at: int) -> None:
     c.jump(">", R1, _MOST, defer)
     c.mov(R2, ARENA)
     c.alu("add", R2, R1)
-    # If the last byte is not 0, setproctitle() went on into the environment.
+    # If the last byte is not 0, setproctitle() has written into the environment.
     c.load(R3, R2, at + 3, 1)
     c.jump("!=", R3, 0, defer)
     c.store(R2, at + 4, 0, 4)

@@ -1,8 +1,8 @@
 """The compiler: a request becomes one iterator program that writes finished messages.
 
-Only the groups asked for are in the program.  Every field of the catalogue
-(:mod:`taskdiag.abi`) says how the kernel reaches it: a path from the task or its mm,
-or one of the functions named in ``FUNCTIONS``, with their arguments.
+The program has code only for the groups of the request.  The catalogue (:mod:`taskdiag.abi`)
+says for every field how the kernel reaches it: a path from the task or its mm, or one of the
+functions named in ``FUNCTIONS``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = (
 _HEAD = abi.MSG.size
 _LEN, _SEQ, _PORT, _PID, _TGID = 0, 8, 12, 16, 20
 
-#: What the ``kernel`` entries of the catalogue may call; each leaves a number in R0.
+#: The functions that ``kernel`` entries of the catalogue may name; each leaves a number in R0.
 FUNCTIONS: dict[str, Callable[[Emitter], None]] = {
     "hiwater_vm(mm)": mm.hiwater_vm,
     "lib(mm)": mm.lib,
@@ -54,7 +54,7 @@ FUNCTIONS: dict[str, Callable[[Emitter], None]] = {
     "tty_nr(task)": tty.tty_nr,
 }
 
-#: And what they may wrap around a path.
+#: The conversions that they may apply to a path; each changes the number in R0.
 CONVERSIONS: dict[str, Callable[[Emitter], None]] = {
     "clock_t": sched.clock_t,
     "gid": cred.gid,
@@ -65,9 +65,9 @@ CONVERSIONS: dict[str, Callable[[Emitter], None]] = {
 class Program:
     """A compiled request.
 
-    ``code`` goes to the kernel; ``sleepable`` and ``arena`` say how: a program with an
-    arena has state, so one run of it at a time.  ``size`` is that of its messages where
-    all but a few have the same, else 0.
+    ``code`` is what the kernel loads, and ``sleepable`` says that it may sleep.  A program with
+    an ``arena`` has state, so only one run of it may be under way.  ``size`` is the size of its
+    messages if nearly all have the same, else 0.
     """
 
     __slots__ = ("arena", "code", "size", "sleepable")
@@ -80,10 +80,9 @@ class Program:
 
 
 def missing_features(facts: Facts, *, threads: bool = False) -> dict[Show, str]:
-    """Which groups this kernel serves by BPF, and for the others why not.
+    """Return for each group what this kernel lacks to serve it by BPF, "" if nothing.
 
-    The value is "" for a group that is served, else what is missing; ``threads`` asks
-    for thread strategies, which need no sums over a process.
+    ``threads`` is for thread strategies, which need no sums over the threads of a process.
     """
     answer = dict.fromkeys(Show, "")
     answer[Show.STAT] = "" if threads else sched.missing(facts)
@@ -91,7 +90,7 @@ def missing_features(facts: Facts, *, threads: bool = False) -> dict[Show, str]:
     answer[Show.CMDLINE] = cmdline.missing(facts)
     answer[Show.VMA] = vma.missing(facts)
     answer[Show.NAME] = names.missing(facts)
-    answer[Show.VMA_STAT] = "a page walk, which BPF has not"
+    answer[Show.VMA_STAT] = "a page walk, which BPF does not offer"
     return answer
 
 
@@ -105,12 +104,12 @@ def compile_request(
     numbered: bool = False,
     by_number: bool = False,
 ) -> Program:
-    """Make the program for a request, all of whose groups must be ones that this kernel serves.
+    """Make the program for a request.  This kernel must serve all groups of the request.
 
-    ``host`` must have ``per_cpu`` for STATM, ``special_ops`` and ``gate`` for VMA.
-    ``emitter`` may be one that takes down more about the code (`annotate`).  With
-    ``numbered`` each message has in ``nlmsg_pid`` the task's number in the pid namespace
-    that the iterator walks, for whoever completes it.  ``by_number`` as for `prologue`.
+    ``host`` must have ``per_cpu`` for STATM, and ``special_ops`` and ``gate`` for VMA.
+    ``emitter`` is another class in order to record more about the code (`annotate`).  With
+    ``numbered``, ``nlmsg_pid`` of each message is the task's number in the pid namespace that
+    the iterator walks; `completion` needs it.  ``by_number`` is as for `prologue`.
     """
     show = request.show
     access.check_groups(show, viewer.rule)
@@ -118,8 +117,8 @@ def compile_request(
     sums = bool(show & Show.STAT) and not request.threads
     layout = _Layout(show)
     variable, at = layout.variable, layout.size
-    # Subprograms take 32 bytes of stack each; with an access rule two of them are active at
-    # once, and one otherwise.
+    # A subprogram takes 32 bytes of stack.  With an access rule two of them are active at
+    # once, otherwise one.
     deep = FRAME + at > 512 - (32 if viewer.rule is None else 64)
     any_thread = request.threads or request.strategy == Dump.ONE
     arena = variable or deep or (sums and (any_thread or sched.needs_room(facts)))
@@ -135,7 +134,7 @@ def compile_request(
     _rcu(c, sleepable, "unlock")
     if layout.with_mm:
         _memory(c, layout, sleepable)
-    _identity(c, layout, numbered)
+    _numbers(c, layout, numbered)
     c.note("write")
     _write(c, layout)
     c.goto("skip")
@@ -149,11 +148,11 @@ def compile_request(
 
 
 class _Layout:
-    """Where the groups lie in a message.
+    """Where the groups are in a message.
 
-    ``offsets`` are those of the fixed groups' payloads, in the order of the message;
-    ``size`` is where the last of them ends, ``fixed`` where those end that a task without
-    memory has.  In a ``variable`` message command line and mappings come behind.
+    ``offsets`` are the offsets of the payloads of the fixed groups, in the order of the
+    message, and ``size`` is where the last of them ends.  For a task without memory they end
+    at ``fixed``.  In a ``variable`` message the command line and the mappings follow.
     """
 
     __slots__ = ("fixed", "offsets", "show", "size", "variable", "with_mm")
@@ -172,7 +171,7 @@ class _Layout:
 
 
 def _memory(c: Emitter, layout: _Layout, sleepable: bool) -> None:
-    """The groups about the task's memory; goes to ``no mm`` if it has none."""
+    """The groups about the task's memory.  Jumps to ``no mm`` if it has none."""
     show = layout.show
     c.note("mm")
     mm.load_mm(c)
@@ -180,7 +179,7 @@ def _memory(c: Emitter, layout: _Layout, sleepable: bool) -> None:
     c.set("tries", 2)
     c.label("mm")
     if layout.variable:
-        # What was deferred before the task changed its memory need not be now.
+        # If this is the second attempt, the first may have deferred groups.
         c.put(FLAGS, 0, 4)
     if Attr.STATM in layout.offsets:
         _attribute(c, Attr.STATM, layout.offsets[Attr.STATM])
@@ -194,35 +193,35 @@ def _memory(c: Emitter, layout: _Layout, sleepable: bool) -> None:
         _rcu(c, sleepable, "lock")
         vma.emit(c)
         _rcu(c, sleepable, "unlock")
-    _settle_mm(c)
+    _repeat_if_mm_changed(c)
     access.again(c)
 
 
 def _without_memory(c: Emitter, layout: _Layout, numbered: bool) -> None:
-    """The message about a task that has no memory: it ends before those groups."""
+    """The message about a task without memory, which ends before the groups about memory."""
     c.label("no mm")
     if layout.variable:
         c.put(FLAGS, 0, 4)
-    _identity(c, layout, numbered)
+    _numbers(c, layout, numbered)
     c.put(_LEN, layout.fixed, 4)
     c.write(layout.fixed)
 
 
 def _write(c: Emitter, layout: _Layout) -> None:
-    """Put the length, and hand the message to the reader."""
+    """Write the length into the message, and the message to the reader."""
     if not layout.variable:
         c.put(_LEN, layout.size, 4)
         c.write(layout.size)
         return
     c.get(R3, "length")
-    # The bounds of the length are lost on the stack; the verifier wants them here.
+    # The verifier does not know the bounds of a number from the arena, so they are checked.
     c.jump(">", R3, cmdline.LONGEST, "skip")
     c.put(_LEN, R3, 4)
     c.write(R3)
 
 
 def _subprograms(c: Emitter, show: Show, sums: bool) -> None:
-    """What the code above calls; it lies behind the end of the program."""
+    """The subprograms and callbacks that the program calls, after its end."""
     if show & Show.STAT:
         c.note("stat.utime")
         sched.mul_div(c)
@@ -235,18 +234,21 @@ def _subprograms(c: Emitter, show: Show, sums: bool) -> None:
 
 
 def _rcu(c: Emitter, sleepable: bool, action: str) -> None:
-    """``rcu_read_lock()``, which a program that may sleep does not run under by itself."""
+    """``rcu_read_lock()`` or ``_unlock()``, for programs that may sleep.
+
+    All others run under the lock anyway.
+    """
     # Since Linux kernel commit 9bb00b2895cb ("bpf: Add kfunc bpf_rcu_read_lock/unlock()")
-    # (in v6.2), it can.
+    # (in v6.2), programs can take the lock.
     if sleepable and c.facts.has("func", "bpf_rcu_read_lock"):
         c.kfunc(f"bpf_rcu_read_{action}")
 
 
 def prologue(c: Emitter, request: Request, by_number: bool = False) -> None:
-    """Take the context apart, and leave if the task was not asked for.
+    """Load the registers from the context; jump to ``skip`` if the request excludes the task.
 
     The pid of THREAD and CHILDREN must be that of the process, not of one of its threads.
-    With ``by_number`` the task is not the iterator's, but a thread of process 1, see
+    With ``by_number`` the task is not the iterator's but a thread of process 1, see
     `first_process`.
     """
     facts = c.facts
@@ -258,7 +260,7 @@ def prologue(c: Emitter, request: Request, by_number: bool = False) -> None:
     c.set("seq", R2)
     if by_number:
         first_process.find(c, "skip")
-    # Functions want the task as the iterator gave it.
+    # Kernel functions accept only the trusted pointer from the iterator.
     c.set("task", TASK)
     c.untrusted(TASK, TASK, "task_struct")
     c.load(SIGNAL, TASK, facts.member("task_struct", "signal").offset)
@@ -284,6 +286,7 @@ def prologue(c: Emitter, request: Request, by_number: bool = False) -> None:
 
 
 def _header(c: Emitter, seq: int) -> None:
+    """The parts of the two headers that do not depend on the task."""
     c.note("nlmsghdr")
     c.put(4, RESPONSE | NLM_F_MULTI << 16, 4)
     c.put(_SEQ, signed32(seq), 4)
@@ -291,8 +294,11 @@ def _header(c: Emitter, seq: int) -> None:
     c.put(FLAGS, 0, 4)
 
 
-def _identity(c: Emitter, layout: _Layout, numbered: bool) -> None:
-    """Put the task's own numbers, last: a task reaped meanwhile has none, and is left out."""
+def _numbers(c: Emitter, layout: _Layout, numbered: bool) -> None:
+    """Write the task's numbers, after everything else.
+
+    A task that was reaped meanwhile has no number any more, and is skipped.
+    """
     base = layout.offsets.get(Attr.BASE)
     if numbered:
         pid.home_nr(c)
@@ -307,8 +313,8 @@ def _identity(c: Emitter, layout: _Layout, numbered: bool) -> None:
         c.put(off, R0, 4)
 
 
-def _settle_mm(c: Emitter) -> None:
-    """Read again if the task changed its memory (exec, exit) while we read it."""
+def _repeat_if_mm_changed(c: Emitter) -> None:
+    """Read the memory groups again if the task changed its mm (exec, exit) meanwhile."""
     c.note("mm")
     c.load(R1, TASK, c.facts.member("task_struct", "mm").offset)
     c.jump("==", R1, MM, "settled")
@@ -322,7 +328,7 @@ def _settle_mm(c: Emitter) -> None:
 
 
 def _attribute(c: Emitter, attr: Attr, at: int) -> None:
-    """One fixed group: its header, then its fields in order."""
+    """One fixed group: its attribute header, then its fields in order."""
     group = abi.GROUPS[attr]
     label = attr.name.lower()
     c.note(label)
@@ -354,13 +360,13 @@ def _attribute(c: Emitter, attr: Attr, at: int) -> None:
 
 
 def _pad(c: Emitter, at: int, count: int) -> None:
-    """Nothing that the stack held before may leave the kernel."""
+    """Clear padding, so that no earlier contents of the stack leave the kernel."""
     for index in range(count):
         c.put(at + index, 0, 1)
 
 
 def _statm(c: Emitter, group: abi.Group, at: int) -> set[str]:
-    """The counters, and what is computed from them."""
+    """The memory counters and the fields computed from them; returns the names of all these."""
     counters = {
         field.kernel[len("mm_counter(") : -1]: at + field.offset
         for field in group.fields
@@ -376,7 +382,7 @@ def _statm(c: Emitter, group: abi.Group, at: int) -> set[str]:
 
 
 def _field(c: Emitter, field: abi.Field, at: int) -> None:
-    """One field, from its expression in the catalogue."""
+    """One field, by its expression in the catalogue."""
     text = field.kernel
     if text.isdigit():
         c.put(at, int(text), field.size)
@@ -396,7 +402,7 @@ def _field(c: Emitter, field: abi.Field, at: int) -> None:
 
 
 def _copy(c: Emitter, field: abi.Field, at: int) -> None:
-    """A field that is a member as it stands."""
+    """A field that is a plain member of a structure."""
     base, struct, path = c.resolve(field.kernel)
     *hops, last = c.facts.path(struct, path)
     for hop in hops:

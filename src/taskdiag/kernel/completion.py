@@ -1,10 +1,11 @@
 """Completing the kernel's messages with groups that procfs serves.
 
-Used where this kernel lacks a piece (see `compile.missing_features`), and for single tasks that
-a program left unfinished: a command line or mappings beyond what one message holds.
+It is used for groups that this kernel cannot serve by BPF (`compile.missing_features`), and for
+single tasks that a program left unfinished, because the command line or the mappings are longer
+than one message.
 
-What is read from /proc must be of the task that the message is about, though its number may
-have passed to another task meanwhile.  See `Completion`.
+A task's number may be given to another task between the message and the read from /proc.
+`Completion` says how that is noticed.
 """
 
 from __future__ import annotations
@@ -26,31 +27,32 @@ if TYPE_CHECKING:
     from ..request import Request
     from .viewer_root import ViewerRoot
 
-    #: From the number of a thread in our pid namespace, or 0 for all threads, to a CHECK of
-    #: each of them that the viewer may see, by that number.
+    #: Called with the number of a thread in our pid namespace, or 0 for all threads.  Returns
+    #: the CHECK of each of these threads that the viewer may see, by the thread's number.
     Check = Callable[[int], dict[int, bytes]]
 
 __all__ = ("Completion", "merged", "with_init")
 
 #: Completed messages are handed on in chunks of about this size.
 _CHUNK = 1 << 16
-#: What is held back at most until it is clear that the viewer may see it: tasks and bytes.
+#: How many tasks, and bytes about them, are held back at most until it is known that the
+#: viewer may see them.
 _HELD, _HELD_SIZE = 1024, 1 << 22
-#: From as many tasks on, one question about all threads of the host is cheaper.
+#: From this many tasks on, checking all threads of the host at once is cheaper.
 _MANY = 32
-#: How often a task is read anew of which the kernel says something new each time.
+#: How often a task is read again if it has changed each time.
 _ATTEMPTS = 10
 _TICKS = os.sysconf("SC_CLK_TCK")
-#: A negative number of nanoseconds that was taken for an unsigned one, in ticks.
+#: Start times from here on, in ticks, are negative numbers of nanoseconds shown as unsigned.
 _NEGATIVE = (1 << 63) // (1_000_000_000 // _TICKS)
 
 
 class _Task:
     """One message of the kernel, taken apart.
 
-    ``home`` is the number of the thread in our pid namespace, ``process`` that of its
-    process; ``tid`` and ``tgid`` are what the viewer calls them.  ``lacking`` is what is to
-    be read from /proc.
+    ``home`` is the number of the thread in our pid namespace and ``process`` that of its
+    process; ``tid`` and ``tgid`` are the numbers in the viewer's.  ``lacking`` are the groups
+    to read from /proc.
     """
 
     __slots__ = ("data", "found", "home", "lacking", "process", "seq", "tgid", "tid")
@@ -74,7 +76,7 @@ class _Task:
                     self.lacking |= group
 
     def with_groups(self, attrs: list[tuple[int, bytes]], vmas: list[bytes]) -> bytes:
-        """The messages about the task with what was read besides."""
+        """The messages about the task, with the attributes and mappings read from /proc."""
         plain = sorted(self.found + attrs, key=lambda item: ORDER.index(Attr(item[0])))
         return pack_task(self.tid, self.tgid, plain, vmas, self.seq)
 
@@ -83,19 +85,19 @@ class Completion:
     """Completes the messages of one answer.
 
     ``elsewhere`` are the groups that all messages lack; a message that the program deferred
-    lacks others besides.  ``since`` is when the first message may have been written, on
-    CLOCK_BOOTTIME in seconds.  ``again`` runs the same program once more for one thread, by
-    its number in our pid namespace.  ``check`` is for viewers who may see less than this
-    process, see `recheck`; ``root`` for those whose root directory is another.
+    lacks more.  ``since`` is a time before the first message was written, on CLOCK_BOOTTIME in
+    seconds.  ``again`` runs the same program for one thread, given its number in our pid
+    namespace.  ``check`` is for viewers who may see less than this process (`recheck`), and
+    ``root`` for viewers with another root directory.
 
-    The number of a task may pass to another task after its message was written.  The other
-    task was then started after ``since``: a number is given out before the start time is
-    taken (kernel/fork.c, ``copy_process``).  So a task that was started earlier is the one
-    of the message.  About a task that was started later the kernel is asked again, while a
-    descriptor of its directory in /proc is held.  As long as that can be read, the new
-    message is about the same task.
+    A task's number may be given to another task after its message was written.  The other
+    task was then started after ``since``, because the kernel allocates the number before it
+    takes the start time (kernel/fork.c, ``copy_process``).  So a task that was started before
+    ``since`` is the one of the message.  For a task that was started later, the program is
+    run again while a descriptor of the task's directory in /proc is open.  As long as this
+    descriptor can be read, the new message is about the same task.
 
-    Raises EngineUnavailable if /proc is not there to complete the messages from.
+    Raises EngineUnavailable if /proc cannot be used.
     """
 
     def __init__(
@@ -118,13 +120,13 @@ class Completion:
         self._proc = -1
 
     def close(self) -> None:
-        """Give back what was opened."""
+        """Close the descriptor of /proc."""
         proc, self._proc = self._proc, -1
         if proc >= 0:
             os.close(proc)
 
     def complete(self, data: bytes) -> Iterator[bytes]:
-        """The same messages, whole; those about tasks that are gone by now are left out."""
+        """Yield the same messages, complete, without those about tasks that no longer exist."""
         if self._proc < 0:
             self._proc = _procfs()
         parts = list(self._parts(data))
@@ -143,7 +145,7 @@ class Completion:
             yield bytes(chunk)
 
     def _parts(self, data: bytes) -> Iterator[bytes | _Task]:
-        """The messages that lack something as tasks, and in between those that do not."""
+        """Yield incomplete messages as tasks, and the complete ones between them as bytes."""
         at = begin = 0
         while at < len(data):
             length, _, _, _, port, _, _, flags = MSG.unpack_from(data, at)
@@ -158,12 +160,12 @@ class Completion:
             yield data[begin:at]
 
     def _read(self, task: _Task) -> bytes:
-        """The complete messages about a task, b"" if it is gone."""
+        """The complete messages about a task, b"" if it no longer exists."""
         for _ in range(_ATTEMPTS):
             newer: list[_Task] = []
 
             def same(start: int, task: _Task = task, newer: list[_Task] = newer) -> bool:
-                # In a time namespace what is older than its zero shows as a huge number.
+                # In a time namespace, a task older than the zero of its clock has a huge one.
                 if (start + 1) / _TICKS <= self._since or start >= _NEGATIVE:
                     return True
                 data = self._again(task.home)
@@ -195,16 +197,16 @@ class Completion:
         return reader
 
     def _visible(self, tasks: list[_Task], check: Check) -> Iterator[bytes]:
-        """The complete messages about each task, b"" unless it is the viewer's to see.
+        """Yield the complete messages about each task, b"" for those the viewer may not see.
 
-        So it must be before and after it is read.
+        The viewer must be allowed to see a task before and after it is read.
         """
         before = self._checks(tasks, check, self._before)
         held: list[tuple[_Task, bytes]] = []
         size = 0
 
         def read(task: _Task) -> bytes:
-            return self._read(task) if _is(task, before) else b""
+            return self._read(task) if _matches(task, before) else b""
 
         for task, piece in zip(tasks, ordered(read, iter(tasks), len), strict=True):
             held.append((task, piece))
@@ -217,6 +219,7 @@ class Completion:
     def _still_visible(
         self, held: list[tuple[_Task, bytes]], before: dict[int, bytes], check: Check
     ) -> Iterator[bytes]:
+        """Yield the messages of the tasks that are still the same and still visible."""
         after = self._checks([task for task, _ in held], check, {})
         for task, piece in held:
             if task.home not in after or after[task.home] == before.get(task.home):
@@ -225,10 +228,10 @@ class Completion:
                 yield self._read_alone(task, check)
 
     def _read_alone(self, task: _Task, check: Check) -> bytes:
-        """The same for one task that has changed: it called execve, or it is another one."""
+        """The complete messages about a task that changed: by execve, or it is another task."""
         for _ in range(_ATTEMPTS):
             before = check(task.home)
-            if not _is(task, before):
+            if not _matches(task, before):
                 break
             piece = self._read(task)
             if check(task.home) == before:
@@ -238,10 +241,10 @@ class Completion:
     def _checks(
         self, tasks: list[_Task], check: Check, known: dict[int, bytes]
     ) -> dict[int, bytes]:
-        """A CHECK of each task that has one; of those that are ``known`` no new one."""
+        """The CHECK of each task that the viewer may see; ``known`` ones are not made again."""
         wanted = [task.home for task in tasks if task.home not in known]
         if len(wanted) >= _MANY:
-            # One from before the messages is as good as one from after them.
+            # The CHECKs may be older than the messages of the next call: `_matches` compares.
             self._before = check(0)
             return self._before
         found = known.copy()
@@ -250,8 +253,8 @@ class Completion:
         return found
 
 
-def _is(task: _Task, checks: dict[int, bytes]) -> bool:
-    """Whether that is the task of which there is a CHECK; takes its process from there."""
+def _matches(task: _Task, checks: dict[int, bytes]) -> bool:
+    """Whether there is a CHECK of this task; sets ``task.process`` from it."""
     found = checks.get(task.home)
     if found is None:
         return False
@@ -260,17 +263,17 @@ def _is(task: _Task, checks: dict[int, bytes]) -> bool:
 
 
 def with_init(chunks: Iterable[bytes], request: Request) -> Iterator[bytes]:
-    """The chunks of an answer about all tasks, with those of process 1 where they belong.
+    """Add process 1, from /proc, to an answer about all tasks, where it belongs.
 
-    Every pid namespace has a process 1, and it is the first that such an answer shows.
-    Some hardened guest kernels hide it from BPF; /proc has it.
+    Every pid namespace has a process 1, but some hardened guest kernels hide it from BPF.
     """
     return merged(chunks, _init_messages(request))
 
 
 def merged(chunks: Iterable[bytes], hidden: list[tuple[int, bytes]]) -> Iterator[bytes]:
-    """The chunks of an answer with more tasks, each as its number and its messages, where
-    they belong by their number.
+    """Merge the chunks of an answer with more tasks, in the order of their numbers.
+
+    Each item of ``hidden`` is the number of a task and its messages.
     """
     for chunk in chunks:
         if not hidden:
@@ -295,7 +298,7 @@ def _init_messages(request: Request) -> list[tuple[int, bytes]]:
         ]
         return [(tid, message) for tid, message in found if message is not None]
     except OSError:
-        # Security modules may keep it from everybody.
+        # A security module may hide it from everybody.
         return []
     finally:
         os.close(proc)
@@ -310,7 +313,7 @@ def _init_threads(proc: int) -> list[int]:
 
 
 def _procfs() -> int:
-    """A descriptor of /proc, if it is that of our own pid namespace."""
+    """Open /proc, which must be that of our own pid namespace."""
     proc = open_procfs()
     try:
         if os.readlink("self", dir_fd=proc) == str(os.getpid()):

@@ -16,23 +16,23 @@ __all__ = ("gid", "uid")
 
 
 def uid(c: Emitter) -> None:
-    """``from_kuid_munged()``: R0 from the kernel's number to the viewer's."""
+    """``from_kuid_munged()``: translate the kuid in R0 to the viewer's user namespace."""
     _translate(c, c.viewer.uid_map, c.viewer.overflow_uid)
 
 
 def gid(c: Emitter) -> None:
-    """``from_kgid_munged()``: R0 from the kernel's number to the viewer's."""
+    """``from_kgid_munged()``: translate the kgid in R0 to the viewer's user namespace."""
     _translate(c, c.viewer.gid_map, c.viewer.overflow_gid)
 
 
 def _translate(c: Emitter, extents: tuple[tuple[int, int, int], ...] | None, overflow: int) -> None:
-    """``map_id_up()``: an id that no extent holds becomes the overflow id."""
+    """``map_id_up()``: translate the id in R0; an id in no extent becomes the overflow id."""
     if extents is None:
         return
     done = c.fresh("id")
     for inside, outside, count in extents:
         other = c.fresh("extent")
-        # 32-bit jumps compare with what the immediate's low half says.
+        # A 32-bit jump compares the low half of the register with the immediate.
         c.jump("<", R0, signed32(outside), other, bits=32)
         c.jump(">", R0, signed32(outside + count - 1), other, bits=32)
         c.alu("add", R0, signed32(inside - outside), bits=32)

@@ -4,8 +4,8 @@ Registers have the same use throughout an iterator program:
 
     R6  the task               R8  its signal_struct
     R7  its mm, 0 if none      R9  the arena, if the program has one
-    R0 to R5 are scratch: any call, and any function of the subject modules, may
-    change them.  A function that computes a number leaves it in R0.
+    R0 to R5 are scratch: calls and functions of the subject modules may change them.
+    A function that computes a number leaves it in R0.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ TASK, MM, SIGNAL, ARENA = R6, R7, R8, R9
 #: Bytes of the stack for locals; the message has the rest of the 512.
 FRAME = 72
 
-#: Size of the arena: locals, a message of at most 32 KiB (the iterator's buffer), and
-#: after it room for one more path.
+#: Size of the arena: locals, a message of at most 32 KiB (the iterator's buffer), and room
+#: for one more path after it.
 ARENA_SIZE = 48 << 10
 #: Where the message starts in the arena; R9 points there.
 ARENA_LOCALS = 64
@@ -56,7 +56,7 @@ HELPERS = {
 
 _IN_ARENA = ("length", "first", "last file", "last record")
 
-#: Where ``task_diag_msg.flags`` lies in a message.
+#: The offset of ``task_diag_msg.flags`` in a message.
 FLAGS = 24
 
 _ROOTS = {
@@ -67,12 +67,12 @@ _ROOTS = {
 
 
 class Host:
-    """What programs need to know about the running system, other than its types.
+    """What programs depend on in the running system, other than its types.
 
     ``per_cpu``      ``__per_cpu_offset[]`` of the possible CPUs
     ``special_ops``  the address of ``special_mapping_vmops``
     ``gate``         the record of the gate VMA, b"" if there is none
-    ``hides_first``  whether iterators do not visit process 1; None until it is asked
+    ``hides_first``  whether iterators do not visit process 1; None if not yet known
 
     Each is determined when a request first needs it.
     """
@@ -89,12 +89,11 @@ class Host:
 
 
 class Emitter(Assembler):
-    """An assembler that knows the running kernel's types and the message being built.
+    """An assembler with the running kernel's types, for a program that builds a message.
 
-    ``threads`` says that messages are per thread, and ``any_thread`` that the task may be
-    one that is not the leader of its process.  ``size`` is that of the fixed part
-    of the message, which lies on the stack, or at the start of the arena with
-    ``arena``.  ``host`` is what no type information tells.
+    ``threads`` says that messages are about threads, and ``any_thread`` that the task need not
+    be the leader of its process.  ``size`` is the size of the fixed part of the message, which
+    is on the stack, or with ``arena`` in the arena.
     """
 
     def __init__(
@@ -121,7 +120,7 @@ class Emitter(Assembler):
     # --- Locals ---------------------------------------------------------------
 
     def local(self, name: str, size: int = 8) -> int:
-        """The frame offset of a local, which gets its place when it is first used."""
+        """The frame offset of a local, which is allocated when it is first used."""
         if name not in self._locals:
             self._used += size
             if self._used > (512 if self.arena else FRAME):
@@ -130,7 +129,7 @@ class Emitter(Assembler):
         return self._locals[name]
 
     def scratch(self) -> int:
-        """The frame offset of 24 bytes that any function may use and none may count on."""
+        """The frame offset of 24 bytes that any function may overwrite."""
         return self.local("scratch", 24)
 
     def get(self, dst: Reg, name: str) -> None:
@@ -144,8 +143,8 @@ class Emitter(Assembler):
         self.store(base, at, src)
 
     def _place(self, name: str) -> tuple[Reg, int]:
-        # What changes from one turn of a loop to the next lies in the arena.  The verifier
-        # does not track numbers there, so it finds all turns alike and stops after a few.
+        # Variables that a loop changes are in the arena.  The verifier does not track numbers
+        # there, so all iterations look the same to it, and it stops following the loop.
         if name in _IN_ARENA:
             return ARENA, -8 * (1 + _IN_ARENA.index(name))
         return R10, self.local(name)
@@ -153,9 +152,9 @@ class Emitter(Assembler):
     # --- The kernel's structures -------------------------------------------------
 
     def follow(self, dst: Reg, base: Reg, struct: str, path: str) -> int:
-        """``dst = base->path``, following the pointers in the path; gives the value's size.
+        """``dst = base->path``, following the pointers in the path; returns the value's size.
 
-        A load through a pointer that is not valid gives 0.
+        A load through an invalid pointer gives 0.
         """
         *hops, last = self.facts.path(struct, path)
         for hop in hops:
@@ -227,7 +226,7 @@ class Emitter(Assembler):
         if self.arena or not at % size:
             self.load(dst, self._out, at, size)
         else:
-            # Only ever a u64 that put() wrote as two halves.
+            # Only used for a u64 that put() wrote in two halves.
             self.load(dst, self._out, at + 4, 4)
             self.alu("lsh", dst, 32)
             self.load(R3, self._out, at, 4)
@@ -240,7 +239,7 @@ class Emitter(Assembler):
             self.alu("add", dst, self._start + off)
 
     def defer(self) -> None:
-        """Leave the rest of this task's message to procfs, and tell the engine so."""
+        """Mark the message as to be completed from procfs, and count it for the engine."""
         self.put(FLAGS, -(1 << 31), 4)
         self.map_value(R1, "deferred")
         self.load(R2, R1, 0)

@@ -1,6 +1,4 @@
-"""The kernel engine: has a request compiled and loaded, and makes the answer of what the
-iterator gives.
-"""
+"""The kernel engine: compiles a request, runs the program, and makes the answer of its output."""
 
 from __future__ import annotations
 
@@ -34,12 +32,12 @@ if TYPE_CHECKING:
 
 __all__ = ("KernelEngine",)
 
-#: Buffers for one readv(2) when a thread reads ahead.  Fewer calls mean that it and the
-#: thread that works on the answer wait less for the GIL.  Without a second thread one
-#: buffer, which stays in the processor's cache, is faster.
+#: Buffers for one readv(2) when a thread reads ahead.  With fewer calls, this thread and the
+#: one that works on the answer wait less for the GIL.  Without a second thread a single
+#: buffer is faster, because it stays in the processor's cache.
 _FILLS = 8
 _PID_1 = (1).to_bytes(4, sys.byteorder)
-#: Bytes of an answer that has to be put in order as a whole.
+#: The most bytes of an answer that has to be sorted as a whole.
 _MOST_SORTED = 1 << 28
 
 
@@ -50,11 +48,11 @@ class KernelEngine:
     >>> sum(len(chunk) for chunk in KernelEngine().stream(Request(Show.BASE)))
     7600
 
-    ``insist`` refuses requests whose groups this kernel cannot serve by BPF, where
-    otherwise procfs serves just those.  ``viewer`` is who the answer is for, by default
+    With ``insist``, requests with groups that this kernel cannot serve by BPF are refused;
+    otherwise procfs serves these groups.  ``viewer`` is who the answers are for, by default
     this process.
 
-    Raises EngineUnavailable where BPF is not to be had.
+    Raises EngineUnavailable if BPF cannot be used.
     """
 
     name = "kernel"
@@ -70,23 +68,23 @@ class KernelEngine:
     ) -> None:
         self._insist = insist
         self._read_ahead = read_ahead
-        # For other viewers /proc would tell more than they may see.
+        # For other viewers /proc must not be used unchecked: it shows what we may see.
         self._own = viewer is None
         self._viewer = viewer
-        # What is the same for every viewer, so that many engines may share it.
+        # These are the same for every viewer, so several engines may share them.
         self.facts = facts or Facts.live()
         self.host = host or Host()
         self.programs = Programs(self.facts)
         self.own = OwnViewer(self.facts, self.programs)
 
     def stream(self, request: Request, root: ViewerRoot | None = None) -> Iterator[bytes]:
-        """The answer, in chunks of whole processes.
+        """Return the answer, in chunks of whole processes.
 
-        The program is loaded and the iterator made before this returns, so what the
-        kernel refuses is raised here: EngineUnavailable, NoSuchProcess, VerifierError.
+        The program is loaded and the iterator created before this returns, so errors of the
+        kernel are raised here: EngineUnavailable, NoSuchProcess, VerifierError.
 
-        ``root`` is the viewer's root directory where paths from this process's own would
-        not be the viewer's; to be kept open until the answer has been read.
+        ``root`` is the viewer's root directory, if paths below it differ from those of this
+        process.  It must stay open until the answer has been read.
         """
         viewer = self._view(fresh=True)
         if request.strategy in (Dump.THREAD, Dump.CHILDREN):
@@ -107,8 +105,8 @@ class KernelEngine:
             raise
         chunks = self._read(key, loaded, Run(fd), request, elsewhere, root)
         if loaded.program.arena and not _proc_is_ours():
-            # A task may need procfs to complete it, which is not there.  So the answer is
-            # made as a whole first: if it fails, nothing of it has been given.
+            # A task may have to be completed from procfs, which cannot be used.  So the whole
+            # answer is made first: if that fails, no part of it has been returned.
             chunks = iter(list(chunks))
         if request.strategy in (Dump.ONE, Dump.THREAD):
             return self._present(chunks, request)
@@ -123,11 +121,11 @@ class KernelEngine:
         return chunks
 
     def open(self, request: Request) -> int | None:
-        """A descriptor of an iterator that gives the whole answer, None if none does.
+        """Return a descriptor of an iterator that is the whole answer, or None if it takes more.
 
-        It does not depend on this engine, so it may be read at any time and by another
-        process.  Raises what `stream` raises, except that an unknown pid is an empty
-        answer.
+        The descriptor does not depend on this engine, so it may be read at any time and by
+        another process.  Raises what `stream` raises, except that the answer about an unknown
+        pid is empty.
         """
         plain = not request.show & (Show.CMDLINE | Show.VMA) and request.strategy in (
             Dump.ALL, Dump.ALL_THREAD, Dump.ONE,
@@ -136,19 +134,19 @@ class KernelEngine:
         if not plain or viewer.foreign or self._elsewhere(request):
             return None
         if self._first_tasks(Request(Show(0), request.strategy, request.pid), Show(0), None):
-            # It is not in what the iterator gives.
+            # The viewer may see process 1, which the iterator does not visit.
             return None
         key, loaded = self.load(request)
         try:
             if loaded.program.arena:
-                # An arena serves one run at a time.
+                # Only one run at a time may use an arena.
                 return None
             return loaded.iterate(**_narrowed(request, viewer))
         finally:
             self.programs.keep(key, loaded)
 
     def _elsewhere(self, request: Request) -> Show:
-        """The groups that procfs must serve, with VMA wherever VMA_STAT lies in it."""
+        """The groups that procfs must serve; VMA is one of them if VMA_STAT is."""
         lacking = missing_features(self.facts, threads=request.threads)
         missing = Show(0)
         for group, why in lacking.items():
@@ -163,10 +161,10 @@ class KernelEngine:
         return missing | Show.VMA if missing & Show.VMA_STAT else missing
 
     def _present(self, chunks: Iterator[bytes], request: Request) -> Iterator[bytes]:
-        """The same chunks; NoSuchProcess now if there are none, and threads in order."""
+        """The whole answer about one process, threads in order; NoSuchProcess if it is empty."""
         data = b"".join(chunks)
         if not data and self._own and request.pid in first_process.threads():
-            # Hidden from iterators by some kernels: see with_init().
+            # Some kernels hide process 1 from iterators.
             from ..procfs import ProcfsEngine
 
             return ProcfsEngine().stream(request)
@@ -175,9 +173,9 @@ class KernelEngine:
         return iter((in_order(data) if request.strategy == Dump.THREAD else data,))
 
     def _process(self, pid: int) -> int:
-        """The process of a thread; both are numbers of the viewer's pid namespace.
+        """The process of a thread; both are numbers in the viewer's pid namespace.
 
-        Raises NoSuchProcess if no thread has that number, or it is not the viewer's to see.
+        Raises NoSuchProcess if no thread that the viewer may see has that number.
         """
         from .recheck import CHECK
 
@@ -196,7 +194,10 @@ class KernelEngine:
         raise NoSuchProcess(pid)
 
     def _find(self, pid: int) -> bytes:
-        """What `recheck` says of a thread, by its number in the viewer's pid namespace."""
+        """The CHECK of a thread (`recheck`), by its number in the viewer's pid namespace.
+
+        b"" if there is no such thread, or the viewer may not see it.
+        """
         from .recheck import check_program
 
         loaded = self.programs.load(check_program(self.facts, self._view(), pid))
@@ -208,7 +209,7 @@ class KernelEngine:
     def _first_tasks(
         self, request: Request, elsewhere: Show, root: ViewerRoot | None
     ) -> list[tuple[int, bytes]]:
-        """Process 1 in the answer for another viewer, where iterators do not visit it."""
+        """Process 1 for the answer to another viewer, if iterators do not visit it."""
         viewer = self._view()
         if viewer.foreign or (self._own and viewer.rule is None) or not self._hides_first():
             return []
@@ -217,7 +218,7 @@ class KernelEngine:
         return first_tasks(self, request, elsewhere, root)
 
     def _hides_first(self) -> bool:
-        """Whether iterators do not visit process 1, though programs can reach it."""
+        """Whether iterators do not visit process 1 although programs can reach it."""
         if self.host.hides_first is None:
             self.host.hides_first = (
                 self.own.home()[0] == 0
@@ -229,14 +230,17 @@ class KernelEngine:
     def load(
         self, request: Request, *, numbered: bool = False, by_number: bool = False
     ) -> tuple[object, Loaded]:
-        """A loaded program for a request: one that is kept and not in use, or a new one."""
+        """Return a program for a request, and its key.
+
+        It is a kept program that is not in use, or a new one.
+        """
         viewer = self._view()
         compiled_in = request.strategy == Dump.CHILDREN or (viewer.foreign and request.pid)
         narrow = request.strategy
         if narrow == Dump.THREAD and not compiled_in:
-            # The program for all threads; the iterator is narrowed.
+            # The same program as for all threads; the iterator is narrowed to the process.
             narrow = Dump.ALL_THREAD
-        # Deferred messages are completed too.
+        # Messages that may be deferred need the number as well, to be completed.
         numbered = viewer.foreign and (numbered or bool(request.show & (Show.CMDLINE | Show.VMA)))
         pid = request.pid if compiled_in else 0
         key = (int(request.show), narrow, pid, request.seq, numbered, by_number)
@@ -250,9 +254,10 @@ class KernelEngine:
         return key, self.programs.take(key, make)
 
     def check(self, tid: int, *, by_number: bool = False) -> dict[int, bytes]:
-        """What `recheck` says of a thread, or with 0 of all that the viewer may see.
+        """The CHECK (`recheck`) of a thread, or of all threads if ``tid`` is 0.
 
-        By their numbers in this process' pid namespace.
+        Threads that the viewer may not see are left out.  The numbers of threads, as keys and in
+        ``tid``, are those of this process's pid namespace.
         """
         from .recheck import CHECK, check_program
 
@@ -276,7 +281,7 @@ class KernelEngine:
         numbered: bool = False,
         by_number: bool = False,
     ) -> bytes:
-        """What the program for a request writes about one thread now."""
+        """Run the program of a request again, for one thread; returns what it writes."""
         key, loaded = self.load(request, numbered=numbered, by_number=by_number)
         try:
             return loaded.read_whole(tid, by_number=by_number, root=root)
@@ -284,14 +289,14 @@ class KernelEngine:
             self.programs.keep(key, loaded)
 
     def prepare(self, show: Show) -> None:
-        """Find out beforehand what these groups need to know of `host`."""
+        """Determine now what programs for these groups depend on in `host`."""
         for group, why in missing_features(self.facts).items():
             if why:
                 show &= ~group
         self._ask_about(show)
 
     def _ask_about(self, show: Show) -> None:
-        """Find out what programs for these groups need to know of the host."""
+        """Determine what programs for these groups depend on in the host, if not yet known."""
         host = self.host
         if show & Show.VMA and not host.special_ops:
             (host.special_ops,) = self.programs.ask(probe.special_ops(self.facts))
@@ -301,7 +306,7 @@ class KernelEngine:
             host.per_cpu = tuple(area - base & 0xFFFFFFFFFFFFFFFF for area in areas if area)
 
     def _view(self, fresh: bool = False) -> Viewer:
-        """Who the answer is for; where that is this process, with ``fresh`` as it is now."""
+        """Who the answer is for.  With ``fresh``, this process is looked at again."""
         if self._viewer is None:
             self._viewer = self.own.viewer()
         elif fresh and self._own:
@@ -348,12 +353,12 @@ class KernelEngine:
     def _completion(
         self, request: Request, elsewhere: Show, since: float, root: ViewerRoot | None
     ) -> Completion:
-        """What completes an answer from /proc that was begun at ``since``."""
+        """The `Completion` of an answer that was begun at ``since``."""
         from .completion import Completion
 
         viewer = self._view()
         inside = Request(request.show & ~elsewhere, request.strategy, request.pid, request.seq)
-        # Who sees every task by the numbers that we see them by sees what we see.
+        # A viewer who sees every task, by the same numbers, may see all that we can read.
         same = self._own or (viewer.rule is None and not viewer.foreign)
         return Completion(
             request,
@@ -365,13 +370,13 @@ class KernelEngine:
         )
 
     def close(self) -> None:
-        """Free the programs that are kept; those in use go when their answer is read."""
+        """Free the programs that are kept; one in use is freed when its answer has been read."""
         self.programs.close()
         self.own.close()
 
 
 def _sorted(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The whole answer in the order of the viewer's pids, which may differ from ours."""
+    """The whole answer in the order of the viewer's pids, which may differ from that of ours."""
     pieces, size = [], 0
     for chunk in chunks:
         pieces.append(chunk)
@@ -401,7 +406,7 @@ def _narrowed(request: Request, viewer: Viewer) -> dict[str, int]:
 
 
 def _with_init(chunks: Iterator[bytes], request: Request) -> Iterator[bytes]:
-    """The same chunks, with process 1 if the kernel hides it; see `completion.with_init`."""
+    """Add process 1 if the kernel hides it; see `completion.with_init`."""
     first = next(chunks, b"")
     if first[16:20] != _PID_1:
         from .completion import with_init

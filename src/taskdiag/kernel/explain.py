@@ -78,7 +78,7 @@ def _program(request: Request, program: Program, facts: Facts) -> Iterator[str]:
         + f", run for {narrow.get(request.strategy, 'all tasks')}"
     )
     yield "; r6 = task, r7 = its mm, r8 = its signal, " + (
-        "r9 = the message" if program.arena else "the message lies on the stack (r10)"
+        "r9 = the message" if program.arena else "the message is on the stack (r10)"
     )
     yield from listing(code, facts.btf.name, _describe)
 

@@ -1,9 +1,9 @@
 """Process 1 on hosts whose kernel hides it from BPF.
 
-Some hardened guest kernels do: iterators do not visit it and its threads, and functions
-that look tasks up do not find them.  But its pid namespace points to it, so the program
-that would have been called for such a task is called for another one and goes to look.
-Such a pointer is good for reading only; what takes more is left to procfs.
+Some hardened guest kernels hide it: iterators do not visit process 1 and its threads, and
+functions that look tasks up do not find them.  But its pid namespace points to it, so a
+program that is called for any other task can find it.  Such a pointer can only be read
+through, not passed to kernel functions, so groups that need these are left to procfs.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _MOST_THREADS = 4 << 20
 
 
 def reachable(facts: Facts) -> bool:
-    """Whether programs on this kernel can follow the list of threads of a process."""
+    """Whether programs on this kernel can follow the list of threads of process 1."""
     # Since Linux kernel commits a35b9af4ec2c ("bpf: Add a kfunc for generic type cast") (in
     # v6.2) and 6018e1f407cc ("bpf: implement numbers iterator") (in v6.4).
     return facts.has("func", "bpf_rdonly_cast") and facts.has("func", "bpf_iter_num_new")
 
 
 def threads() -> list[int]:
-    """The threads of process 1, ascending; just its leader where /proc does not tell."""
+    """The thread ids of process 1, ascending; only its leader if /proc cannot be read."""
     try:
         return sorted(int(name) for name in os.listdir("/proc/1/task"))
     except OSError:
@@ -42,15 +42,15 @@ def threads() -> list[int]:
 
 
 def left_to_procfs(show: Show, threads: bool) -> Show:
-    """Which of these groups take more than reading: functions that want a task they trust."""
+    """Which of these groups need kernel functions that accept only a trusted task pointer."""
     return show & (Show.CMDLINE | Show.VMA | Show.VMA_STAT | (0 if threads else Show.STAT))
 
 
 def find(c: Emitter, leave: str) -> None:
-    """R6 = the thread of process 1 whose number is in the map `WANTED`, from any task in R6.
+    """R6 = the thread of process 1 whose number is in the map `WANTED`; R6 was any task.
 
-    Goes to ``leave`` if there is none.  The thread stays readable as long as the program
-    runs, which must be one that does not sleep.
+    Jumps to ``leave`` if there is no such thread.  The program must not sleep: then the thread
+    stays readable until the program ends.
     """
     member = c.facts.member
     numbers = c.local("iterator")
@@ -71,7 +71,8 @@ def find(c: Emitter, leave: str) -> None:
     c.label(loop)
     iterator("next")
     c.jump("==", R0, 0, found)
-    # R6 = the node of a thread in the list, which ends at the head: no thread has its number.
+    # R6 = a node of the list.  The list ends at its head, where a "pid" is read that no thread
+    # has, or the loop ends.
     c.alu("sub", R6, node)
     c.untrusted(R6, R6, "task_struct")
     c.load(R1, R6, member("task_struct", "pid").offset, 4)
@@ -83,7 +84,7 @@ def find(c: Emitter, leave: str) -> None:
     c.label(found)
     iterator("destroy")
     c.untrusted(R6, R6, "task_struct")
-    # Whatever it was, it must be what was wanted.
+    # The loop may have ended without finding the thread, so check what it ended at.
     c.load(R1, R6, member("task_struct", "pid").offset, 4)
     c.map_value(R2, WANTED)
     c.load(R2, R2, 0)

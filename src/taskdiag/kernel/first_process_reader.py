@@ -23,11 +23,11 @@ __all__ = ("first_tasks",)
 def first_tasks(
     engine: KernelEngine, request: Request, elsewhere: Show, root: ViewerRoot | None
 ) -> list[tuple[int, bytes]]:
-    """The tasks of process 1 that a request is about, each as its number and its messages.
+    """The threads of process 1 that a request is about: the number and messages of each.
 
-    ``elsewhere`` are the groups that procfs serves, ``root`` is the viewer's root directory
-    as in `KernelEngine.stream`.  Empty if the viewer may not see them, which the program
-    decides as it does for every other task.
+    ``elsewhere`` are the groups that procfs serves, and ``root`` is the viewer's root directory
+    as in `KernelEngine.stream`.  Threads that the viewer may not see are left out; the program
+    applies the access rule, as for every other task.
     """
     tids = threads()
     if request.strategy == Dump.CHILDREN or (
@@ -60,7 +60,7 @@ def _read(
     elsewhere: Show,
     root: ViewerRoot | None,
 ) -> bytes:
-    """The messages about one thread, complete; ``inside`` is what ``loaded`` answers."""
+    """The complete messages about one thread; ``inside`` is the request ``loaded`` answers."""
     since = time.clock_gettime(time.CLOCK_BOOTTIME)
     data = loaded.read_whole(tid, by_number=True, root=root)
     if not data or not (elsewhere or MSG.unpack_from(data)[-1] & DEFERRED):

@@ -1,7 +1,7 @@
-"""Who asks: credentials, namespaces and root directory, as the kernel's structures have them.
+"""The identity of a requester: credentials, namespaces and root directory, as the kernel has them.
 
-An `Identity` is a value.  `identity_reader` reads one, `identity_program` is what the
-kernel runs for that, and `decode` turns what that wrote into an Identity.
+An `Identity` is a value.  `identity_reader` reads one by running a program of
+`identity_program`, and `decode` makes the Identity of the program's output.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = (
     "overflow_ids",
 )
 
-#: Words of a credential's security blob that are read: what its modules keep there.
+#: Words of a credential's security blob that are read; security modules keep their data there.
 SECURITY_WORDS = 8
 
 #: Members of struct cred, in the order in which they are written.
@@ -39,7 +39,8 @@ NAMESPACE = ("level", "ns.inum", "owner")
 
 #: ``struct uid_gid_extent``: first, lower_first, count.
 EXTENT = Struct("=III")
-#: Extents that lie in ``struct uid_gid_map`` itself; more than these lie elsewhere.
+#: Up to this many extents are in ``struct uid_gid_map`` itself; if there are more, all are
+#: in a separate array.
 INLINE_EXTENTS = 5
 MOST_EXTENTS = 340
 
@@ -47,21 +48,21 @@ _WORDS = 33 + SECURITY_WORDS
 
 
 class Identity:
-    """What the kernel says of a process: what the access rule and the view depend on.
+    """Everything about a process that the access rule and the view depend on.
 
-    The ids are the kernel's own numbers.  The user namespace is told by ``namespace``
-    (its address), ``level``, ``inum``, ``owner`` and ``ns_id``; ``top_owner`` is who
-    made the outermost user namespace that the credentials lie in.
+    The ids are the kernel's own numbers.  The user namespace is identified by ``namespace``
+    (its address), ``level``, ``inum``, ``owner`` and ``ns_id``; ``top_owner`` is the user who
+    created the outermost user namespace above it, other than the host's.
 
-    ``pid`` is the address of the process's struct pid, ``pid_ns`` the inode number of
-    its pid namespace, ``pid_level`` the depth of that.  ``tgid`` is the process's number
-    on the host, ``nr`` the one in the reader's own pid namespace, 0 without; ``tid`` is
-    the thread that was asked about, there as well.  ``start`` is when the process was
-    started (ns, the host's), 0 if it is gone.
+    ``pid`` is the address of the process's struct pid, ``pid_ns`` the inode number of its pid
+    namespace, and ``pid_level`` the level of that.  ``tgid`` is the process's number on the
+    host and ``nr`` its number in the reader's own pid namespace, 0 if it has none; ``tid`` is
+    the number of the thread that was read, in the reader's pid namespace.  ``start`` is when
+    the process was started, in ns by the host's clock, 0 if it no longer exists.
 
     ``boottime_offset`` is what its time namespace adds to the boot time clock, in ns.
-    ``root`` are the addresses of mount and dentry of its root directory, None if the
-    process is gone; ``at_top`` says whether that is the root of its mount namespace.
+    ``root`` is the addresses of the mount and dentry of its root directory, None if the
+    process no longer exists; ``at_top`` says whether that is the root of its mount namespace.
     """
 
     __slots__ = (
@@ -112,16 +113,16 @@ class Identity:
     def user(self) -> tuple[int, int]:
         """The user whose limits apply.
 
-        Inside a user namespace one may have any number of ids, so there it is whoever
-        made the outermost one.
+        A user may have any number of ids in user namespaces of their own, so inside of one
+        this is the user who created the outermost of them.
         """
         return (1, self.top_owner) if self.level else (0, self.uid)
 
     @property
     def process(self) -> tuple[int, int] | None:
-        """The process, as `Rule` wants it: None where it would see itself by the rule too.
+        """The process for `Rule`; None if the rest of the rule makes it visible to itself.
 
-        So that programs can be shared between the processes of one user.
+        With None, programs can be shared between the processes of a user.
         """
         if not self.start:
             return None
@@ -134,16 +135,16 @@ class Identity:
     def shares_paths(self, other: Identity) -> bool:
         """Whether d_path() gives both the same paths.
 
-        Paths end at the root directory of the task that reads them, or at the root of the
-        mount namespace that the file is in.  For whoever's root is the latter the two
-        are the same.
+        A path starts at the root directory of the task that reads it, or at the root of the
+        mount namespace that the file is in.  If the root directory is the root of the mount
+        namespace, the two are the same.
         """
         if self.root is None:
             return False
         return self.root == other.root or (self.at_top and other.at_top)
 
     def viewer(self, home: tuple[int, int] | None = None) -> Viewer:
-        """Whom to make programs for; ``home`` as in `Viewer`."""
+        """The viewer to make programs for; ``home`` is as in `Viewer`."""
         overflow_uid, overflow_gid = overflow_ids()
         rule = None
         if not self.privileged:
@@ -159,10 +160,10 @@ class Identity:
 
 
 def decode(data: bytes, level: int, pid_ns: int) -> Identity:
-    """An Identity from what `identity_program` wrote.
+    """Make an Identity of the output of a program of `identity_program`.
 
     ``level`` and ``pid_ns`` are those of the reader's pid namespace.  Raises
-    EngineUnavailable if the record is cut short, or not as known here.
+    EngineUnavailable if the record is too short or has an unknown form.
     """
     found = Identity()
     if len(data) < 8 * _WORDS:
@@ -182,7 +183,7 @@ def decode(data: bytes, level: int, pid_ns: int) -> Identity:
     found.tid = found.nr
     found.start, found.plain, found.dumpable = take(), bool(take()), take()
     if take() != found.pid:
-        # It ended just now, and what was read may be another's.
+        # It has just exited, and what was read may be about another process.
         found.start = 0
     found.boottime_offset = _signed(take()) * 1_000_000_000 + take()
     mount, dentry = take(), take()
@@ -202,7 +203,7 @@ def _signed(word: int) -> int:
 
 
 def _extents(data: bytes, at: int, count: int, level: int) -> tuple[Extents | None, int]:
-    """The extents of a map, and where they end; the first namespace needs none."""
+    """The extents of a map (None for the first user namespace), and where they end."""
     room = INLINE_EXTENTS if count <= INLINE_EXTENTS else MOST_EXTENTS
     end = at + room * EXTENT.size
     if count > MOST_EXTENTS or end > len(data):
@@ -214,7 +215,7 @@ def _extents(data: bytes, at: int, count: int, level: int) -> tuple[Extents | No
 
 @cache
 def overflow_ids() -> tuple[int, int]:
-    """What ids without a number in a user namespace are shown as; read once."""
+    """The uid and gid shown for ids that have none in a user namespace; read once."""
     return _number("overflowuid"), _number("overflowgid")
 
 

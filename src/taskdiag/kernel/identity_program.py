@@ -1,7 +1,7 @@
 """The programs that read an identity; `identity.decode` reads what they write.
 
-A record is a row of u64, in the order in which the functions here write them, and
-behind it the extents of the uid map and of the gid map.
+A record is a sequence of u64 numbers, in the order in which the functions here write them,
+followed by the extents of the uid map and of the gid map.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ if TYPE_CHECKING:
 
 __all__ = ("socket_program", "task_program")
 
-#: Extents that are copied at once, beyond those that lie in the map itself.
+#: How many extents of a separate array are copied at once.
 _PIECE = 34
 _DEEPEST = 34
-#: Threads to look at for one that lives, and mounts on top of each other.  The verifier
-#: follows every turn of these loops, so more would cost every start of the program.
+#: How many threads are searched for a live one, and how many mounts on top of each other are
+#: followed.  The verifier follows every iteration, so more would make loading slower.
 _MOST_THREADS, _MOST_MOUNTS = 8, 4
 # include/linux/mm_types.h (MMF_DUMPABLE_MASK)
 _DUMPABLE_MASK = 3
 
-# Of the frame: the seq_file; the number or bytes passed (up to 408); a thread, a counter.
+# Offsets in the frame: the seq_file; a buffer of 408 bytes for what is read and written; a
+# thread; a counter.
 _SEQ = -8
 _BUFFER = -8 - 12 * _PIECE
 _THREAD = _BUFFER - 8
@@ -41,10 +42,10 @@ _COUNT = _BUFFER - 16
 
 
 class _Program(Assembler):
-    """Copies what lies at addresses, wherever they came from.
+    """An assembler for programs that read structures by address.
 
-    R6 = the credentials, R7 = the struct pid of the process.  A structure that is
-    reached by address alone is no BTF pointer, so every load is a probe_read_kernel().
+    R6 = the credentials, R7 = the struct pid of the process.  To the verifier an address is
+    not a BTF pointer, so every load is a call of probe_read_kernel().
     """
 
     def __init__(self, facts: Facts, context: str, level: int) -> None:
@@ -56,7 +57,7 @@ class _Program(Assembler):
         self.store(R10, _SEQ, R2)
 
     def read(self, dst: Reg, base: Reg, struct: str, path: str) -> None:
-        """``dst = base->path`` for an address; ``path`` goes through no pointer."""
+        """``dst = base->path``; ``base`` is an address, and ``path`` follows no pointer."""
         member = self.facts.member(struct, path)
         self.fetch(dst, base, member.offset, min(member.size, 8))
 
@@ -66,7 +67,7 @@ class _Program(Assembler):
         self.load(dst, R10, _BUFFER, size)
 
     def copy(self, base: Reg, off: int, size: int) -> None:
-        """Copy to the buffer; what cannot be read is 0."""
+        """Copy to the buffer; memory that cannot be read gives 0."""
         self.mov(R3, base)
         if off:
             self.alu("add", R3, off)
@@ -76,12 +77,12 @@ class _Program(Assembler):
         self.call(HELPERS["probe_read_kernel"])
 
     def write(self, number: Reg) -> None:
-        """Hand a number to the reader."""
+        """Write a number to the output."""
         self.store(R10, _BUFFER, number)
         self.hand(8)
 
     def hand(self, size: int) -> None:
-        """Hand the front of the buffer to the reader."""
+        """Write the first ``size`` bytes of the buffer to the output."""
         self.load(R1, R10, _SEQ)
         self.mov(R2, R10)
         self.alu("add", R2, _BUFFER)
@@ -105,7 +106,7 @@ def socket_program(facts: Facts, level: int) -> Code:
     a.map_value(R2, "wanted")
     a.load(R2, R2, 0)
     a.jump("!=", R8, R2, "end")
-    # The descriptor is one that accept(2) returned, so its file is a socket's.
+    # The descriptor came from accept(2), so its file is a socket.
     a.load(R6, R6, facts.member("file", "private_data").offset)
     a.read(R8, R6, "socket", "sk")
     a.read(R6, R8, "sock", "sk_peer_cred")
@@ -121,7 +122,7 @@ def task_program(facts: Facts, level: int) -> Code:
     a.load(R9, R1, facts.member("bpf_iter__task", "task").offset)
     a.jump("==", R9, 0, "end")
     a.store(R10, _THREAD, R9)
-    # Those that it acts with, not those that it is acted upon with (real_cred).
+    # The subjective credentials, with which the task acts; real_cred are the objective ones.
     a.read(R6, R9, "task_struct", "cred")
     a.read(R8, R9, "task_struct", "signal")
     a.read(R7, R8, "signal_struct", "pids[PIDTYPE_TGID]")
@@ -131,9 +132,9 @@ def task_program(facts: Facts, level: int) -> Code:
 
 
 def _identity(a: _Program, peer: bool = False) -> None:
-    """Write all about the credentials in R6 and the process in R7.
+    """Write the whole record about the credentials in R6 and the process in R7.
 
-    The thread is the one in the local `_THREAD`, or with ``peer`` any of the process.
+    The thread is the one in the local `_THREAD`, or with ``peer`` any thread of the process.
     """
     facts = a.facts
     for name in CRED:
@@ -170,7 +171,7 @@ def _identity(a: _Program, peer: bool = False) -> None:
 
 
 def _security(a: _Program) -> None:
-    """The blob that security modules share, as far as it is read; zeroes without one."""
+    """Write the first words of the security modules' blob; zeros if there is none."""
     words = 8 * SECURITY_WORDS
     for index in range(SECURITY_WORDS):
         a.store(R10, _BUFFER + 8 * index, 0)
@@ -181,7 +182,7 @@ def _security(a: _Program) -> None:
 
 
 def _top_owner(a: _Program) -> None:
-    """Who made the ancestor at level 1; R8 = the user namespace, lost."""
+    """Write the owner of the ancestor at level 1 of the user namespace in R8, which is lost."""
     a.mov(R0, 0)
     a.store(R10, _COUNT, _DEEPEST)
     a.label("up")
@@ -198,8 +199,10 @@ def _top_owner(a: _Program) -> None:
 
 
 def _process(a: _Program) -> None:
-    """Of the process in R7: its address, level, pid namespace and number on the host, then
-    its pid namespace and number at the reader's level.
+    """Write the numbers of the process in R7.
+
+    These are its address, level, pid namespace and number on the host, then its pid namespace
+    and number at the reader's level.
     """
     numbers = a.facts.member("pid", "numbers").offset
     nr = a.facts.member("upid", "nr").offset
@@ -214,7 +217,7 @@ def _process(a: _Program) -> None:
     _pid_ns(a)
     a.fetch(R0, R7, numbers + nr, 4)
     a.write(R0)
-    # What lies there if the process has no number at that level is for the reader to see.
+    # If the process has no number at that level, this is not one: `identity.decode` notices.
     a.mov(R8, R7)
     a.alu("add", R8, numbers + size * a.level)
     _pid_ns(a)
@@ -223,16 +226,18 @@ def _process(a: _Program) -> None:
 
 
 def _pid_ns(a: _Program) -> None:
-    """The pid namespace's inode number of the struct upid in R8, lost."""
+    """Write the inode number of the pid namespace of the struct upid in R8, which is lost."""
     a.fetch(R8, R8, a.facts.member("upid", "ns").offset, 8)
     a.fetch(R0, R8, a.facts.member("pid_namespace", "ns.inum").offset, 4)
     a.write(R0)
 
 
 def _leader(a: _Program) -> None:
-    """Of the leader of the process in R7: when it started; whether it has the credentials
-    in R6 and no other thread beside it; the flags that say whether it is dumpable; and last
-    whether it was that leader all the time, by the address in R7.
+    """Write facts about the leader of the process in R7.
+
+    These are: when it was started; whether it has the credentials in R6 and is the only
+    thread; whether it is dumpable; and last the address of its struct pid, which is R7 if it
+    was the leader all the time.
     """
     gone, other, same = a.fresh("gone"), a.fresh("other"), a.fresh("same")
     a.read(R9, R7, "pid", "tasks[PIDTYPE_TGID].first")
@@ -261,10 +266,10 @@ def _leader(a: _Program) -> None:
 
 
 def _living_thread(a: _Program) -> None:
-    """R9 = the first thread that has not exited of the process whose leader is in R9, or 0.
+    """R9 = the first live thread of the process whose leader is in R9, or 0.
 
-    Threads of a process share its time namespace, and its root unless they take care to
-    have one of their own.
+    The threads of a process share its time namespace, and its root directory too unless they
+    have unshared it.
     """
     thread_node = a.facts.member("task_struct", "thread_node").offset
     found, loop, none = a.fresh("living"), a.fresh("thread"), a.fresh("none")
@@ -289,10 +294,10 @@ def _living_thread(a: _Program) -> None:
 
 
 def _boottime_offset(a: _Program) -> None:
-    """Seconds and nanoseconds that the time namespace of the thread in R9 adds; 0 without."""
+    """Write the boot time offset of the time namespace of the thread in R9: s, then ns."""
     member = a.facts.member
-    # Since Linux kernel commit 769071ac9f20 ("ns: Introduce Time Namespace") (in v5.6), and
-    # if configured.
+    # Time namespaces exist since Linux kernel commit 769071ac9f20 ("ns: Introduce Time
+    # Namespace") (in v5.6), if CONFIG_TIME_NS is set.
     known = a.facts.has_member("nsproxy", "time_ns") and a.facts.has_member(
         "time_namespace", "offsets.boottime"
     )
@@ -308,8 +313,10 @@ def _boottime_offset(a: _Program) -> None:
 
 
 def _root(a: _Program) -> None:
-    """Mount and dentry of the root directory of the thread in R9, then 1 if nothing but the
-    roots of other mounts lies above it, else 0; R7 is lost.
+    """Write the mount and the dentry of the root directory of the thread in R9, and a flag.
+
+    The flag is 1 if the directory is the root of the mount namespace, reached only through
+    roots of mounts, else 0.  R7 is lost.
     """
     member = a.facts.member
     inside = member("mount", "mnt").offset
@@ -320,7 +327,7 @@ def _root(a: _Program) -> None:
     a.fetch(R8, R8, member("fs_struct", "root.dentry").offset, 8)
     a.write(R8)
     a.jump("==", R7, 0, no)
-    # As prepend_path() goes up (fs/d_path.c); R7 = a vfsmount, R8 = a directory in it.
+    # Go up as prepend_path() does (fs/d_path.c); R7 = a vfsmount, R8 = a directory in it.
     a.store(R10, _COUNT, _MOST_MOUNTS)
     a.label(loop)
     a.read(R0, R7, "vfsmount", "mnt_root")
@@ -345,7 +352,7 @@ def _root(a: _Program) -> None:
 
 
 def _map(a: _Program, name: str) -> None:
-    """The extents of a map of the user namespace in R6: five in the map, or 340 elsewhere."""
+    """Write the extents of a map of the user namespace in R6: 5 from the map, or all 340."""
     member = a.facts.member
     many, done = a.fresh("many"), a.fresh("map")
     a.read(R0, R6, "user_namespace", f"{name}.nr_extents")

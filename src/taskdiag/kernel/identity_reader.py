@@ -1,9 +1,10 @@
 """Reading identities: of a socket's peer, and of a task.
 
-`Reader.of_socket` reads what the kernel noted of the peer when it connected
-(``sk_peer_cred`` and ``sk_peer_pid``, which the socket holds on to), `Reader.of_task`
-what a task acts with right now.  SO_PEERCRED and /proc would leave out capabilities,
-fsuid and the user namespace, and the process with that number may be another one by now.
+`Reader.of_socket` reads what the kernel recorded about the peer when it connected
+(``sk_peer_cred`` and ``sk_peer_pid``, to which the socket holds references).
+`Reader.of_task` reads the credentials that a task acts with now.  SO_PEERCRED has no
+capabilities, fsuid or user namespace, and in /proc the number may belong to another process
+by now.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ __all__ = ("Reader",)
 class Reader:
     """Reads identities; its programs are loaded once.  Freed by `close`.
 
-    ``level`` and ``pid_ns`` are those of this process' pid namespace.  Without
-    ``sockets`` it reads tasks only, and has one program less to load.
+    ``level`` and ``pid_ns`` are those of this process's pid namespace.  Without ``sockets``
+    it can only read tasks, and loads one program less.
 
-    Raises EngineUnavailable where BPF is not to be had or the kernel keeps credentials
-    in a way that is not known here.
+    Raises EngineUnavailable if BPF cannot be used, or the kernel keeps credentials in an
+    unknown way.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Reader:
     def of_socket(self, fd: int) -> Identity:
         """The peer of a connected socket of this process, as it was when it connected.
 
-        Raises EngineUnavailable if the kernel would not say.
+        Raises EngineUnavailable if the kernel does not tell.
         """
         bpf.map_update(self._wanted, bytes(4), fd.to_bytes(8, byteorder))
         data = self._run(self._socket, os.getpid())
@@ -70,7 +71,7 @@ class Reader:
         return decode(data, self._level, self._pid_ns)
 
     def of_task(self, tid: int) -> Identity:
-        """What a thread acts with now.  Raises NoSuchProcess."""
+        """The identity that a thread acts with now.  Raises NoSuchProcess."""
         data = self._run(self._task, tid)
         if not data:
             raise NoSuchProcess(tid)

@@ -1,4 +1,4 @@
-"""Where a member lies inside a kernel structure: what BTF answers and the cache stores."""
+"""The place and type of a member of a kernel structure, as found in BTF and kept in the cache."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ __all__ = ("Member",)
 
 
 class Member:
-    """A member of an object: what to load, and what that is.
+    """A member of a structure: where it is, how to load it, and its type.
 
-    Typedefs and qualifiers are resolved in everything but ``type``.
+    Typedefs and qualifiers are resolved in all attributes except ``type``.
 
-    ``name``       the path that was asked for, for people
+    ``name``       the path that was looked up, for messages
     ``offset``     bytes from the start of the object
     ``size``       bytes to load there; for a bit-field, of the unit that holds it
     ``kind``       "int", "ptr", "struct", "union", "array", "enum", "float", ...
     ``type_id``    BTF id of the type
     ``signed``     whether an int or an enum is signed
-    ``bit_offset`` shift right by this after loading ``size`` bytes; 0 unless a bit-field
-    ``bit_size``   then keep this many bits; 0 unless a bit-field
+    ``bit_offset`` for a bit-field, how far to shift right after loading ``size`` bytes, else 0
+    ``bit_size``   for a bit-field, how many bits to keep after that, else 0
     ``pointee``    for a pointer, the name of the structure or union; None without a name
     ``pointee_id`` for a pointer, BTF id of what it points to; 0 for ``void *``
     ``count``      for an array, the number of elements; 0 if it is flexible
@@ -87,7 +87,7 @@ class Member:
     __hash__ = None  # type: ignore[assignment]
 
     def encode(self) -> str:
-        r"""One line for the cache: twelve words, then name and type after tabs.
+        r"""Return one line for the cache: twelve words, then name and type after tabs.
 
         >>> Member("tgid", 2436, 4, "int", 12, "pid_t", signed=True).encode()
         '2436 4 int 12 1 0 0 - 0 0 0 0\ttgid\tpid_t'
@@ -100,7 +100,7 @@ class Member:
 
     @classmethod
     def decode(cls, text: str) -> Member:
-        """What `encode` wrote.  Raises ValueError."""
+        """Parse what `encode` returned.  Raises ValueError."""
         words, name, type = text.split("\t")
         offset, size, kind, type_id, signed, shift, bits, pointee, target, count, each, elem = (
             words.split(" ")

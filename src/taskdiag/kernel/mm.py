@@ -45,7 +45,7 @@ def possible_cpus() -> int:
 
 
 def load_mm(c: Emitter) -> None:
-    """``get_task_mm()``: R7 = the task's memory, 0 for kernel threads and the dead."""
+    """``get_task_mm()``: R7 = the task's mm, 0 for kernel threads and tasks that have exited."""
     user = c.fresh("user")
     c.follow(R1, TASK, "task_struct", "flags")
     c.load(MM, TASK, c.facts.member("task_struct", "mm").offset)
@@ -72,7 +72,7 @@ def missing(facts: Facts) -> str:
 
 
 def read_counters(c: Emitter, offsets: dict[str, int]) -> None:
-    """Put the counters (``get_mm_counter_sum()``) at these offsets of the message."""
+    """Write the counters (``get_mm_counter_sum()``) at these offsets of the message."""
     if not _percpu(c.facts):
         here = c.local("counter")
         for name in _COUNTERS:
@@ -119,14 +119,14 @@ def rss(c: Emitter, offsets: dict[str, int]) -> None:
 
 
 def hiwater_rss(c: Emitter, offsets: dict[str, int]) -> None:
-    """``get_mm_hiwater_rss()``"""
+    """``get_mm_hiwater_rss()``: R0 = the peak of the resident pages."""
     rss(c, offsets)
     c.follow(R1, MM, "mm_struct", "hiwater_rss")
     c.at_least(R0, R1)
 
 
 def hiwater_vm(c: Emitter) -> None:
-    """``get_mm_hiwater_vm()``"""
+    """``get_mm_hiwater_vm()``: R0 = the peak of the mapped pages."""
     c.follow(R0, MM, "mm_struct", "hiwater_vm")
     c.follow(R1, MM, "mm_struct", "total_vm")
     c.at_least(R0, R1)

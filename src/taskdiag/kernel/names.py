@@ -2,7 +2,7 @@
 
 A kernel thread may have a name longer than ``task->comm``, and a workqueue worker is shown
 with what it works on: fs/proc/array.c (proc_task_name), kernel/kthread.c (get_kthread_comm),
-kernel/workqueue.c (wq_worker_comm).  Every other task is called what its comm says.
+kernel/workqueue.c (wq_worker_comm).  The name of every other task is its comm.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _OBJECT = R7
 
 
 def missing(facts: Facts) -> str:
-    """What this kernel's type information lacks, "" if nothing."""
+    """Return which member this kernel's type information lacks, "" if none."""
     for struct, members in (("kthread", ("data",)), ("worker", ("pool", "desc", "current_work"))):
         for member in members:
             if not facts.has_member(struct, member):
@@ -75,10 +75,10 @@ def _comm(c: Emitter, at: int) -> None:
 
 
 def _full_name(c: Emitter, at: int, without: str) -> None:
-    """Copy ``kthread->full_name``, if the thread has one; else go to ``without``.
+    """Copy ``kthread->full_name``; jump to ``without`` if the thread has none.
 
-    R0 = its length with its NUL.  ``full_name`` is set only where comm is too short for
-    it, so that it overwrites all of comm.
+    R0 = its length with the NUL.  ``full_name`` is set only if it is longer than comm, so the
+    copy overwrites all of comm.
     """
     # Since Linux kernel commit d6986ce24fc0 ("kthread: dynamically allocate memory to store
     # kthread's full name") (in v5.17), names are kept in full.
@@ -93,7 +93,7 @@ def _full_name(c: Emitter, at: int, without: str) -> None:
 
 
 def _worker(c: Emitter, at: int, done: str) -> None:
-    """Append what the worker works on (``+``), or worked on last (``-``)."""
+    """Append the description of the current work (after ``+``) or the last work (``-``)."""
     short, known, longer, check = (c.fresh(stem) for stem in ("id", "id", "id", "worker"))
     # Since Linux kernel commit 231035f18d6b ("workqueue: Increase worker desc's length to
     # 32") (in v6.10), it is 32 bytes, and was 24 before.
@@ -138,8 +138,8 @@ def _worker(c: Emitter, at: int, done: str) -> None:
     c.mov(R2, most)
     _description(c)
     c.goto(check)
-    # The verifier does not see that an offset and a length add up to no more than the
-    # field, so where the description has to be cut each offset has code of its own.
+    # The verifier cannot tell that an offset and a length together stay within the field.  So
+    # if the description has to be cut, there is separate code for each offset.
     c.label(longer)
     for length in range(_SIZE - most, _LONGEST_ID + 1):
         other = c.fresh("id")
@@ -152,8 +152,8 @@ def _worker(c: Emitter, at: int, done: str) -> None:
         c.goto(check)
         c.label(other)
 
-    # A worker is freed only after its thread has ceased to be one.  If that happened
-    # meanwhile, what was read may have been anything.
+    # A worker is freed only after its thread has ceased to be a worker.  If that has happened
+    # meanwhile, freed memory may have been read.
     c.label(check)
     c.follow(R1, TASK, "task_struct", "flags")
     c.jump("&", R1, PF_WQ_WORKER, done)

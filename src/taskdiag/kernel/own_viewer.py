@@ -1,4 +1,4 @@
-"""The viewer that this process is: who it asks as, and whether that has changed."""
+"""The viewer that the calling thread is: its credentials and namespaces at this moment."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ("OwnViewer",)
 
 
 class OwnViewer:
-    """Finds out who the calling thread is.  Freed by `close`.
+    """Finds out whose view the calling thread has.  Freed by `close`.
 
-    Raises EngineUnavailable where the kernel has to be asked and BPF is not to be had.
+    Raises EngineUnavailable if that takes a BPF program and BPF cannot be used.
     """
 
     def __init__(self, facts: Facts, programs: Programs) -> None:
@@ -29,9 +29,9 @@ class OwnViewer:
         self._reader: Reader | None = None
 
     def viewer(self, before: Viewer | None = None) -> Viewer:
-        """The viewer as it is now; ``before`` is what was found the last time.
+        """The viewer as of now; ``before`` is the result of the last call.
 
-        Root of the host, which most callers are, is recognised without a program.
+        Most callers are root on the host, which is recognised without a BPF program.
         """
         if _is_host_root():
             return before if before is not None and before.plain else Viewer(*self.home())
@@ -45,7 +45,7 @@ class OwnViewer:
         return self._reader.of_task(get_native_id()).viewer(home)
 
     def home(self) -> tuple[int, int]:
-        """How deep the pid namespace of this process is, and its inode number."""
+        """The level of this process's pid namespace (0 is the host's), and its inode number."""
         try:
             inode = os.stat("/proc/self/ns/pid").st_ino
         except OSError:
@@ -63,10 +63,9 @@ class OwnViewer:
 
 
 def _is_host_root() -> bool:
-    """Whether this thread has CAP_SYS_PTRACE over the host and the host's boot time clock.
+    """Whether this thread has CAP_SYS_PTRACE over the host, and the host's boot time clock.
 
-    Then no rule is needed and no offset, and the kernel need not be asked (which takes a
-    program).  False where /proc does not tell.
+    It then needs neither an access rule nor a time offset.  False if /proc cannot be read.
     """
     try:
         if os.stat("/proc/thread-self/ns/user").st_ino != INIT_USER_NS:

@@ -27,9 +27,10 @@ __all__ = (
 
 
 def nr(c: Emitter, home: bool = False) -> None:
-    """``pid_nr_ns(R1, ns)``: the number of the ``struct pid`` in R1, 0 if it has none there.
+    """``pid_nr_ns(R1, ns)``: R0 = the number of the ``struct pid`` in R1, 0 if it has none.
 
-    In the viewer's pid namespace, or with ``home`` in the one that the iterator walks.
+    The number is that in the viewer's pid namespace, or with ``home`` in the namespace that
+    the iterator walks.
     """
     level, pid_ns = c.viewer.home if home else (c.viewer.level, c.viewer.pid_ns)
     numbers = c.facts.member("pid", "numbers")
@@ -57,7 +58,10 @@ def nr(c: Emitter, home: bool = False) -> None:
 
 
 def _read_upid(c: Emitter, at: int, size: int) -> None:
-    """Copy a ``struct upid`` to the stack: R2 = its namespace's inode number, R3 = its number."""
+    """Read a ``struct upid``: R2 = the inode number of its namespace, R3 = its number.
+
+    It is at offset ``at`` from R1, and copied to the stack.
+    """
     here = c.scratch()
     c.mov(R3, R1)
     c.alu("add", R3, at)
@@ -77,7 +81,7 @@ def _read_upid(c: Emitter, at: int, size: int) -> None:
 
 
 def pid_nr(c: Emitter, task: Reg = TASK) -> None:
-    """``task_pid_nr_ns()``: the thread id; 0 once the task was reaped."""
+    """``task_pid_nr_ns()``: the thread id; 0 once the task has been reaped."""
     c.load(R1, task, c.facts.member("task_struct", "thread_pid").offset)
     nr(c)
 
@@ -89,7 +93,7 @@ def home_nr(c: Emitter) -> None:
 
 
 def home_tgid(c: Emitter) -> None:
-    """The process id there."""
+    """The process id in the pid namespace that the iterator walks."""
     c.follow(R1, SIGNAL, "signal_struct", "pids[PIDTYPE_TGID]")
     nr(c, home=True)
 
@@ -116,13 +120,13 @@ def session_nr(c: Emitter) -> None:
 
 
 def parent_nr(c: Emitter) -> None:
-    """The parent process, as ``real_parent`` says: whom wait(2) concerns."""
+    """The id of the parent process: of ``real_parent``, which may wait(2) for this one."""
     c.load(R1, TASK, c.facts.member("task_struct", "real_parent").offset)
     tgid_nr(c, R1)
 
 
 def tracer_nr(c: Emitter) -> None:
-    """``ptrace_parent()``: the thread that traces the task, 0 if none does."""
+    """``ptrace_parent()``: the id of the thread that traces the task; 0 if there is none."""
     done = c.fresh("tracer")
     c.mov(R0, 0)
     c.load(R1, TASK, c.facts.member("task_struct", "ptrace").offset, 4)

@@ -1,6 +1,6 @@
-"""Small programs that find out about the caller and the host what other programs need.
+"""Small programs that determine facts about the caller and the host for other programs.
 
-Each is run for one thread of the caller and writes u64 numbers.
+Each is run for one thread, by default one of the caller, and writes u64 numbers.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def special_ops(facts: Facts) -> Program:
     """Writes the address of ``special_mapping_vmops`` (mm/vma.c), -1 if it is not found.
 
     The symbol is static.  But the vdso's mapping has these operations, and the address of
-    the vdso is in the caller's mm.  Without a vdso (boot option ``vdso=0``) there is nothing
-    to be found; 0 would then be wrong, since that is what anonymous mappings have.
+    the vdso is in the caller's mm.  Without a vdso (boot option ``vdso=0``) it is not found; 0
+    would then be wrong, since anonymous mappings have 0.
     """
     member = facts.member
     a = _Probe(facts)
@@ -81,12 +81,12 @@ def per_cpu_areas(facts: Facts, cpus: int) -> Program:
     """Writes the ``void __percpu *`` of a per-CPU map's value, then its address on each CPU.
 
     The differences are the kernel's ``__per_cpu_offset[]``.  It cannot be read directly:
-    BPF knows per-CPU variables by name only where kallsyms has data symbols.  The address
-    is 0 for a CPU that is not possible.
+    BPF can name per-CPU variables only if kallsyms has data symbols.  The address is 0 for a
+    CPU that is not possible.
     """
     a = _Probe(facts)
     array = facts.member("bpf_array", "pptrs").offset + 8
-    # Copy the front of the struct bpf_array, of which pptrs[0] is the end.
+    # Copy the start of the struct bpf_array, up to and including pptrs[0].
     a.mov(R1, R10)
     a.alu("add", R1, -_SPACE - array)
     a.mov(R2, array)

@@ -27,7 +27,7 @@ __all__ = ("Loaded", "Programs", "Run")
 
 #: The iterator's buffer (bpf_seq_read(), kernel/bpf/bpf_iter.c).
 _BUFFER = 8 * mmap.PAGESIZE
-#: Programs that are kept, besides those in use.
+#: How many programs are kept, not counting those in use.
 _KEPT = 16
 
 
@@ -63,9 +63,10 @@ class Loaded:
     def read(
         self, fd: int, fills: int = 1, root: ViewerRoot | None = None
     ) -> Generator[tuple[bytes, bool], None, None]:
-        """What a run writes: whole messages, and whether any was left to procfs in part.
+        """Yield what a run writes: whole messages, and whether any of them was deferred.
 
-        ``root`` is taken on while the program runs, which is during readv(2).
+        The program runs during readv(2); meanwhile this thread has the root directory
+        ``root``, if given.
         """
         buffer = memoryview(bytearray((fills + 1) * _BUFFER))
         pieces = _pieces(buffer, self.program.size, fills)
@@ -84,11 +85,11 @@ class Loaded:
             before = after
 
     def _count(self) -> bytes:
-        """How many messages were left to procfs so far, as an opaque value."""
+        """The number of messages deferred so far, as bytes to compare."""
         return b"" if self.deferred is None else self.deferred[:8]
 
     def iterate(self, tid: int = 0, pid: int = 0) -> int:
-        """A descriptor to read one run from, over all tasks or those of a thread or process."""
+        """Start a run over all tasks, one thread or one process; returns its descriptor."""
         link = bpf.create_link(self.fd, tid, pid)
         try:
             return bpf.create_iterator(link)
@@ -98,19 +99,21 @@ class Loaded:
     def read_whole(
         self, tid: int, *, by_number: bool = False, root: ViewerRoot | None = None
     ) -> bytes:
-        """All that a run over one thread writes, or with 0 over all threads.
+        """Everything that a run over one thread writes, or over all threads if ``tid`` is 0.
 
-        ``by_number`` as for `look_at`, ``root`` as for `read`.
+        ``by_number`` is for programs that `iterate_hidden` runs; ``root`` is as for `read`.
         """
-        fd = self.look_at(tid) if by_number else self.iterate(tid=tid)
+        fd = self.iterate_hidden(tid) if by_number else self.iterate(tid=tid)
         try:
             return b"".join(data for data, _ in self.read(fd, root=root))
         finally:
             os.close(fd)
 
-    def look_at(self, tid: int) -> int:
-        """A descriptor to read one run from, of a program made ``by_number``: about that
-        thread.  Nobody else may run it until that has been read.
+    def iterate_hidden(self, tid: int) -> int:
+        """Start a run about a thread of process 1; returns its descriptor.
+
+        The program must have been compiled with ``by_number``.  No other run of it may be
+        started until this one has been read.
         """
         from _thread import get_native_id
 
@@ -118,7 +121,7 @@ class Loaded:
         return self.iterate(tid=get_native_id())
 
     def close(self) -> None:
-        """Give the program and its maps back."""
+        """Free the program and its maps."""
         if self.deferred is not None:
             self.deferred.close()
             self.deferred = None
@@ -128,14 +131,14 @@ class Loaded:
         self.fd, self._maps = -1, {}
 
     def __del__(self) -> None:
-        # If nobody began to read the answer, only this frees it.  When the interpreter
-        # exits, modules may be gone already; descriptors are then closed with the process.
+        # An answer that was never read is freed only here.  When the interpreter exits,
+        # modules may be gone already; the descriptors are then closed with the process.
         if os is not None:
             self.close()
 
 
 class Run:
-    """The descriptor of one run of a program; closed when the object is freed, if not before."""
+    """The descriptor of one run of a program, closed at the latest when the object is freed."""
 
     __slots__ = ("fd",)
 
@@ -143,7 +146,7 @@ class Run:
         self.fd = fd
 
     def close(self) -> None:
-        """Give it back."""
+        """Close the descriptor."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
@@ -166,15 +169,15 @@ class Programs:
         self._idle: dict[object, Loaded] = {}
 
     def take(self, key: object, make: Callable[[], Program]) -> Loaded:
-        """The program that was kept under ``key``, or a new one by ``make``.
+        """The program kept under ``key``, or a new one made by ``make``.
 
-        It is the caller's until it is given to `keep`, or closed.
+        It belongs to the caller until it is passed to `keep`, or closed.
         """
         idle = self._idle.pop(key, None)
         return self.load(make()) if idle is None else idle
 
     def load(self, program: Program) -> Loaded:
-        """Raises VerifierError, EngineUnavailable."""
+        """Load a program.  Raises VerifierError, EngineUnavailable."""
         try:
             return Loaded(program, self._facts)
         except bpf.VerifierError:
@@ -183,12 +186,12 @@ class Programs:
             raise EngineUnavailable(error.errno, _refusal(error)) from None
 
     def ask(self, program: Program, tid: int = 0) -> tuple[int, ...]:
-        """Run a program that writes u64 about a thread, by default this one, once."""
+        """Run a program once for a thread, by default this one; returns the u64s it writes."""
         from _thread import get_native_id
 
         loaded = self.load(program)
         try:
-            # Not the main thread, which may have exited and has no memory then.
+            # Not the main thread, which may have exited and then has no memory.
             data = loaded.read_whole(tid or get_native_id())
         finally:
             loaded.close()
@@ -197,7 +200,7 @@ class Programs:
         )
 
     def keep(self, key: object, loaded: Loaded) -> None:
-        """Keep a program for the next `take`; the oldest kept may go for it."""
+        """Keep a program for the next `take`.  If there are too many, the oldest is freed."""
         # Several threads may be here at once; each step is atomic.
         if self._idle.setdefault(key, loaded) is not loaded:
             loaded.close()
@@ -208,17 +211,17 @@ class Programs:
                 oldest.close()
 
     def close(self) -> None:
-        """Free the programs that are kept; those in use are freed by whoever has them."""
+        """Free the programs that are kept; those in use are freed by their users."""
         while self._idle:
             self._idle.popitem()[1].close()
 
 
 def _pieces(buffer: memoryview, size: int, fills: int) -> list[memoryview]:
-    """Cut a buffer so that one readv(2) brings as many whole messages as it can.
+    """Cut a buffer so that one readv(2) returns as many whole messages as possible.
 
-    The kernel fills its own buffer once for each piece, with as many messages of ``size``
-    as fit (seq_write() leaves one byte free), and goes on to the next piece if all of that
-    went into the last.  The last piece has room for a whole buffer, so that no message is
+    For each piece the kernel fills its own buffer once, with as many messages of ``size`` as
+    fit (seq_write() leaves one byte free), and continues with the next piece if all of them
+    fitted into this one.  The last piece has room for a whole buffer, so that no message is
     cut.
     """
     most = (_BUFFER - 1) // size * size if size else 0

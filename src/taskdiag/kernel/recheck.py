@@ -1,9 +1,9 @@
 """Checking that a viewer may see what was read from /proc on its behalf.
 
-Some groups come from procfs, which checks the privileges of this process and not the
-viewer's.  So a program with the viewer's rule is run before and after the reading.  If
-both times the task is visible, and it is the same task and has not called execve in
-between, the viewer may see what was read.
+Some groups come from procfs, which checks the privileges of this process, not the viewer's.
+So a program with the viewer's access rule is run before and after /proc is read.  If the task
+is visible both times, is the same task and has not called execve in between, the viewer may see
+what was read.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 __all__ = ("CHECK", "check_program")
 
-#: pid and tgid as the viewer numbers them; start in ns; count of execve calls; the numbers
-#: of the process and of the thread in the pid namespace that the iterator walks.
+#: pid and tgid in the viewer's pid namespace; start time in ns; number of execve calls; tgid and
+#: pid in the pid namespace that the iterator walks.
 CHECK = Struct("=IIQQII")
 
 
 def check_program(
     facts: Facts, viewer: Viewer, pid_nr: int = 0, *, by_number: bool = False
 ) -> Program:
-    """Make a program that writes a CHECK about the task, if the viewer may see it.
+    """Make a program that writes a CHECK of each task that the viewer may see.
 
-    With ``pid_nr`` only about the thread to which the viewer's pid namespace gives that
-    number.  ``by_number`` as for `compile.prologue`.
+    With ``pid_nr`` it does so only for the thread with that number in the viewer's pid
+    namespace.  ``by_number`` is as for `compile.prologue`.
     """
     c = Emitter(facts, viewer, threads=True, size=CHECK.size, arena=False, host=Host())
     request = Request(0, Dump.ONE, pid_nr) if pid_nr else Request(0, Dump.ALL_THREAD)

@@ -30,7 +30,7 @@ __all__ = (
     "totals",
 )
 
-# include/linux/sched.h; macros, so BTF does not have them.
+# From include/linux/sched.h.  They are macros, so they are not in BTF.
 TASK_UNINTERRUPTIBLE = 0x2
 TASK_REPORT = 0x7F
 TASK_IDLE = 0x402
@@ -45,7 +45,7 @@ _MOST_THREADS = 4 << 20
 
 
 def state(c: Emitter) -> None:
-    """``task_state_index()``: R0 = the state, as the contract numbers it."""
+    """``task_state_index()``: R0 = the state, a value of `abi.State`."""
     # Since Linux kernel commit 2f064a59a11f ("sched: Change task_struct::state") (in
     # v5.14), the state is named "__state".
     member = "__state" if c.facts.has_member("task_struct", "__state") else "state"
@@ -55,9 +55,9 @@ def state(c: Emitter) -> None:
     c.alu("and", R2, TASK_REPORT)
 
     done, idle, waits = c.fresh("state"), c.fresh("idle"), c.fresh("waits")
-    # A lock of PREEMPT_RT and the freezer count as uninterruptible sleep; since Linux
-    # kernel commit f5d39b020809 ("freezer,sched: Rewrite core freezer logic") (in v6.1)
-    # the latter has a state of its own.
+    # Waiting for a lock on PREEMPT_RT and being frozen are shown as uninterruptible sleep.
+    # Since Linux kernel commit f5d39b020809 ("freezer,sched: Rewrite core freezer logic")
+    # (in v6.1), frozen tasks have a state of their own.
     c.jump("&", R1, TASK_RTLOCK_WAIT | TASK_FROZEN, waits)
     c.alu("and", R1, TASK_IDLE)
     c.jump("!=", R1, TASK_IDLE, idle)
@@ -75,7 +75,7 @@ def state(c: Emitter) -> None:
 
 
 def missing(facts: Facts) -> str:
-    """What this kernel lacks to sum over the threads of a process, "" if nothing."""
+    """Return which feature this kernel lacks to sum over the threads of a process, or ""."""
     # Since Linux kernel commit e6f2dd0f8067 ("bpf: Add bpf_loop helper") (in v5.17).
     if _iterates(facts) or facts.has_enumerator("BPF_FUNC_loop"):
         return ""
@@ -89,23 +89,24 @@ def _iterates(facts: Facts) -> bool:
 
 
 def needs_room(facts: Facts) -> bool:
-    """Whether summing over threads takes more stack than a message there leaves.
+    """Whether the sum over threads needs more stack than a message on the stack leaves.
 
-    It always does where the sum is not begun at the leader.
+    (The same is true of sums that do not start at the leader, on all kernels.)
     """
     return not _iterates(facts)
 
 
 def _from_leader(c: Emitter) -> bool:
-    """Whether the kernel's iterator finds all threads: it goes on from the task given."""
+    """Whether the kernel's iterator can be used: it visits the threads after the given one."""
     return _iterates(c.facts) and not c.any_thread
 
 
 def totals(c: Emitter, minflt: int, majflt: int, utime: int, stime: int) -> None:
-    """Put faults and unscaled times at these offsets of the message, run time in ``rtime``.
+    """Write faults and unscaled times at these offsets of the message, and set ``rtime``.
 
-    Those of the task itself for thread strategies; else of the whole process: what
-    dead threads left in signal_struct, plus the live threads.
+    ``rtime`` is the local for the run time.  For thread strategies the values are those of
+    the task.  For others they are those of the process: the totals of its dead threads,
+    which are in signal_struct, plus the values of the live threads.
     """
     dead = ("min_flt", "maj_flt", "utime", "stime", "sum_sched_runtime")
     live = ("min_flt", "maj_flt", "utime", "stime", "se.sum_exec_runtime")
@@ -132,8 +133,8 @@ def totals(c: Emitter, minflt: int, majflt: int, utime: int, stime: int) -> None
     c.set("rtime", R1)
     c.goto(done)
 
-    # A thread that exits moves its numbers into signal_struct: under stats_lock, whose
-    # sequence says whether that happened in between.
+    # A thread that exits adds its counters to signal_struct under stats_lock.  If the lock's
+    # sequence number has changed, that happened during the walk, and the sum is repeated.
     c.label(many)
     again, last = c.fresh("again"), c.fresh("last")
     sequence = "stats_lock.seqcount.seqcount.sequence"
@@ -160,7 +161,7 @@ def totals(c: Emitter, minflt: int, majflt: int, utime: int, stime: int) -> None
 
 
 def _each_thread(c: Emitter, members: tuple[str, ...], offsets: tuple[int, ...]) -> None:
-    """Add the members of every live thread to what is in the message."""
+    """Add these members of every live thread to the numbers in the message."""
     if not _from_leader(c):
         _walk_threads(c, offsets)
         return
@@ -194,13 +195,14 @@ def _each_thread(c: Emitter, members: tuple[str, ...], offsets: tuple[int, ...])
     c.kfunc("bpf_iter_task_destroy")
 
 
-# What _walk_threads() and its callback share: the list's node, its head, five sums.
+# The structure that _walk_threads() passes to its callback: the current node of the list,
+# the list's head, and five sums.
 _CURSOR, _HEAD, _SUMS = 0, 8, 16
 _LIVE = ("min_flt", "maj_flt", "utime", "stime", "se.sum_exec_runtime")
 
 
 def _walk_threads(c: Emitter, offsets: tuple[int, ...]) -> None:
-    """`_each_thread` by way of ``signal->thread_head``, with a callback for each thread."""
+    """Do what `_each_thread` does along ``signal->thread_head``, with a callback per thread."""
     shared = c.local("walk", _SUMS + 8 * len(_LIVE))
     for index in range(len(_LIVE)):
         c.store(R10, shared + _SUMS + 8 * index, 0)
@@ -229,7 +231,10 @@ def _walk_threads(c: Emitter, offsets: tuple[int, ...]) -> None:
 
 
 def add_thread(c: Emitter) -> None:
-    """The callback of ``bpf_loop()``: add the thread at the cursor, move on; 1 at the end."""
+    """The callback of ``bpf_loop()``: add the current thread and go to the next.
+
+    Returns 1 at the end of the list, which ends the loop.
+    """
     if _from_leader(c):
         return
     c.label("add_thread")
@@ -263,16 +268,16 @@ def add_thread(c: Emitter) -> None:
 def adjust(c: Emitter, utime: int, stime: int) -> None:
     """``cputime_adjust()``: scale the times at these offsets, in clock ticks.
 
-    The scheduler measures how long a task ran, the tick samples in which mode.  The sum
-    of the two times is what the scheduler measured, their ratio what the tick sampled,
-    and neither is less than /proc has shown before (``prev_cputime``).  How far they can
-    go back between two runs of a program: docs/kernel-engine.md.
+    The scheduler measures how long a task ran; the tick samples in which mode it runs.  The
+    sum of the two times is the measured time, their ratio is the sampled one, and neither is
+    less than what /proc has shown before (``prev_cputime``).  docs/kernel-engine.md says how
+    far they can go back between two runs of a program.
     """
     base, struct = (TASK, "task_struct") if c.threads else (SIGNAL, "signal_struct")
     store, previous, update = c.fresh("store"), c.fresh("previous"), c.fresh("update")
 
-    # R6 to R8 hold the program's pointers, so the numbers live in R1 (stime) and
-    # R2 (utime), R4 and R5 (the same, as they were last shown) and the local rtime.
+    # R6 to R8 hold the program's pointers.  R1 = stime, R2 = utime; R4 and R5 = the same, as
+    # last shown by /proc.
     c.follow(R4, base, struct, "prev_cputime.stime")
     c.follow(R5, base, struct, "prev_cputime.utime")
     c.get(R2, "rtime")
@@ -281,7 +286,7 @@ def adjust(c: Emitter, utime: int, stime: int) -> None:
     c.jump(">=", R1, R2, previous)
     c.take(R1, stime, 8)
     c.jump("==", R1, 0, update)
-    # R3 is scratch of take(), so the sampled utime comes second.
+    # take() uses R3 as scratch, so the sampled utime is read into another register.
     c.take(R0, utime, 8)
     c.get(R2, "rtime")
     scaled = c.fresh("scaled")
@@ -296,7 +301,7 @@ def adjust(c: Emitter, utime: int, stime: int) -> None:
     c.follow(R4, base, struct, "prev_cputime.stime")
     c.follow(R5, base, struct, "prev_cputime.utime")
     c.label(update)
-    # R1 = stime, to be at least R4; utime = rtime - stime, to be at least R5.
+    # R1 = stime, which must be at least R4; utime = rtime - stime must be at least R5.
     c.get(R3, "rtime")
     c.at_least(R1, R4)
     c.mov(R2, R3)
@@ -318,36 +323,14 @@ def adjust(c: Emitter, utime: int, stime: int) -> None:
 def mul_div(c: Emitter) -> None:
     """The subprogram ``mul_u64_u64_div_u64()``: R0 = R1 * R2 / R3, exactly.
 
-    For R1 <= R3, as in a division into parts; else R2, so that it is never more.
-    The product has 128 bits; the division is Hacker's Delight's divlu.
+    R1 must be at most R3; if it is not, the result is R2.  The product has 128 bits, and the
+    division is ``divlu`` of Hacker's Delight (Warren).
     """
     c.label("mul_div")
     no, wide = "mul_div.no", "mul_div.wide"
     c.jump("==", R3, 0, no)
     c.jump(">", R1, R3, no)
-    # R4 and R5: the upper and the lower half of R1 * R2, by halves of 32 bits.
-    c.mov(R6, R1)
-    c.alu("rsh", R6, 32)
-    c.mov(R7, R2)
-    c.alu("rsh", R7, 32)
-    c.alu("mov", R8, R1, bits=32)
-    c.alu("mov", R9, R2, bits=32)
-    c.mov(R5, R8)
-    c.alu("mul", R5, R9)  # low * low
-    c.alu("mul", R8, R7)  # low * high
-    c.alu("mul", R9, R6)  # high * low
-    c.alu("mul", R6, R7)  # high * high
-    c.alu("rsh", R5, 32)
-    for column in (R8, R9):
-        c.alu("mov", R4, column, bits=32)
-        c.alu("add", R5, R4)
-        c.alu("rsh", column, 32)
-        c.alu("add", R6, column)
-    c.alu("rsh", R5, 32)
-    c.mov(R4, R6)
-    c.alu("add", R4, R5)
-    c.mov(R5, R1)
-    c.alu("mul", R5, R2)
+    _product(c)
     c.jump("!=", R4, 0, wide)
     c.mov(R0, R5)
     c.alu("div", R0, R3)
@@ -356,8 +339,8 @@ def mul_div(c: Emitter) -> None:
     c.mov(R0, R2)
     c.exit()
 
-    # Shift until the divisor's top bit is set; R4 < R3, so nothing is lost.  Without
-    # branches: the verifier would walk each of their 64 combinations.
+    # Shift until the divisor's top bit is set; R4 < R3, so no bit is lost.  There are no
+    # branches, because the verifier would follow each of their 64 combinations.
     c.label(wide)
     c.jump(">=", R4, R3, no)
     for shift in (32, 16, 8, 4, 2, 1):
@@ -374,7 +357,7 @@ def mul_div(c: Emitter) -> None:
         c.alu("lsh", R4, R6)
         c.mov(R8, R5)
         c.alu("lsh", R5, R6)
-        # What moves over: the upper R6 bits; in two steps, as a shift by 64 does nothing.
+        # The upper R6 bits of R5 go to R4, in two shifts, since a shift by 64 has no effect.
         c.mov(R7, 63)
         c.alu("sub", R7, R6)
         c.alu("rsh", R8, R7)
@@ -400,10 +383,39 @@ def mul_div(c: Emitter) -> None:
     c.exit()
 
 
-def _digit(c: Emitter) -> None:
-    """One step of the division: R0 = (R4 * 2**32 + R1) / (R6 * 2**32 + R7), of 32 bits.
+def _product(c: Emitter) -> None:
+    """R4 and R5 = the upper and the lower half of R1 * R2, computed from halves of 32 bits.
 
-    R2, R8 and R9 are lost.
+    Changes R6 to R9.
+    """
+    c.mov(R6, R1)
+    c.alu("rsh", R6, 32)
+    c.mov(R7, R2)
+    c.alu("rsh", R7, 32)
+    c.alu("mov", R8, R1, bits=32)
+    c.alu("mov", R9, R2, bits=32)
+    c.mov(R5, R8)
+    c.alu("mul", R5, R9)  # low * low
+    c.alu("mul", R8, R7)  # low * high
+    c.alu("mul", R9, R6)  # high * low
+    c.alu("mul", R6, R7)  # high * high
+    c.alu("rsh", R5, 32)
+    for column in (R8, R9):
+        c.alu("mov", R4, column, bits=32)
+        c.alu("add", R5, R4)
+        c.alu("rsh", column, 32)
+        c.alu("add", R6, column)
+    c.alu("rsh", R5, 32)
+    c.mov(R4, R6)
+    c.alu("add", R4, R5)
+    c.mov(R5, R1)
+    c.alu("mul", R5, R2)
+
+
+def _digit(c: Emitter) -> None:
+    """One step of the division: R0 = (R4 * 2**32 + R1) / (R6 * 2**32 + R7), a 32-bit number.
+
+    Changes R2, R8 and R9.
     """
     done = c.fresh("digit")
     c.mov(R0, R4)
@@ -412,7 +424,7 @@ def _digit(c: Emitter) -> None:
     c.alu("mul", R8, R6)
     c.mov(R2, R4)
     c.alu("sub", R2, R8)
-    # The estimate is at most 2 too large.
+    # The estimate is too large by at most 2.
     for _ in range(2):
         less = c.fresh("less")
         c.mov(R8, R0)
@@ -434,15 +446,15 @@ def _digit(c: Emitter) -> None:
 
 
 def clock_t(c: Emitter) -> None:
-    """``nsec_to_clock_t()``: R0 from nanoseconds to clock ticks."""
+    """``nsec_to_clock_t()``: convert R0 from nanoseconds to clock ticks."""
     c.alu("div", R0, _NSEC_PER_TICK)
 
 
 def start_time(c: Emitter) -> None:
-    """When the task was started, in clock ticks since boot by the viewer's clock.
+    """When the task was started, in clock ticks since boot.
 
-    As /proc/PID/stat has it (fs/proc/array.c, ``do_task_stat``), which adds the offset of
-    the reader's time namespace.
+    /proc/PID/stat adds the offset of the reader's time namespace (fs/proc/array.c,
+    ``do_task_stat``); here that of the viewer is added.
     """
     # Since Linux kernel commit cf25e24db61c ("time: Rename tsk->real_start_time to
     # ->start_boottime") (in v5.5), it is named start_boottime.
@@ -456,19 +468,19 @@ def start_time(c: Emitter) -> None:
 
 
 def nice(c: Emitter) -> None:
-    """``task_nice()``"""
+    """``task_nice()``: R0 = the nice value."""
     c.follow(R0, TASK, "task_struct", "static_prio")
     c.alu("sub", R0, 120)
 
 
 def priority(c: Emitter) -> None:
-    """``task_prio()``"""
+    """``task_prio()``: R0 = the priority, as in /proc/PID/stat."""
     c.follow(R0, TASK, "task_struct", "prio")
     c.alu("sub", R0, 100)
 
 
 def processor(c: Emitter) -> None:
-    """``task_cpu()``"""
+    """``task_cpu()``: R0 = the CPU that the task runs on, or ran on last."""
     # Since Linux kernel commit bcf9033e5449 ("sched: move CPU field back into
     # thread_info if THREAD_INFO_IN_TASK=y") (in v5.16), it is in thread_info.
     new = c.facts.has_member("task_struct", "thread_info.cpu")

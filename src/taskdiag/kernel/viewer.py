@@ -1,9 +1,8 @@
-"""Whom a program answers: namespaces and access rule.
+"""The viewer that a program is made for: its namespaces and its access rule.
 
-Pids in an answer are those of the viewer's pid namespace, ids those of its user
-namespace, start times by the clock of its time namespace, and tasks those that its
-credentials may see.  Paths go by its root directory, which is no part of a program: see
-`viewer_root`.
+Pids in an answer are those of the viewer's pid namespace, ids those of its user namespace,
+and start times those of its time namespace.  Tasks are those that its credentials may see.
+The root directory, to which paths are relative, is not part of a program: see `viewer_root`.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ Extents = tuple[tuple[int, int, int], ...]
 
 
 class Rule:
-    """What `access` needs to know of a viewer that may not see everything.
+    """The parts of a viewer's identity that `access` compiles in, if it may not see everything.
 
-    ``fsuid``, ``fsgid`` and ``euid`` are the kernel's own numbers, ``caps`` the effective
-    capabilities.  The user namespace is told by its ``level`` (0 is the host's), and
-    below that by its address, inode number, owner and ``ns_id``.  ``process`` is the
-    viewer's own process, which it may always see, as (tgid, start time in ns), both the
-    host's; None where that makes no difference.
+    ``fsuid``, ``fsgid`` and ``euid`` are the kernel's own numbers, and ``caps`` are the
+    effective capabilities.  The user namespace is identified by its ``level`` (0 is the
+    host's), and below level 0 by its address, inode number, owner and ``ns_id`` as well.
+    ``process`` is the viewer's own process, which it may always see: tgid and start time in ns,
+    as the host counts them; None if it makes no difference.
     """
 
     __slots__ = (
@@ -69,12 +68,12 @@ class Rule:
 class Viewer:
     """The viewer that a program is made for.
 
-    ``level`` is how deep its pid namespace lies (0 is the host's) and ``pid_ns`` that
-    namespace's inode number.  ``uid_map`` and ``gid_map`` are None in the first user
-    namespace, where ids are the kernel's own.  Without a ``rule`` it sees every task.
-    ``home`` is level and inode number of the pid namespace that iterators walk, if that
-    is not the viewer's own: that of the process that makes them.  ``boottime_offset`` is
-    what its time namespace adds to the time since boot, in nanoseconds.
+    ``level`` is the level of its pid namespace (0 is the host's) and ``pid_ns`` the inode
+    number.  ``uid_map`` and ``gid_map`` are None in the first user namespace, where ids are the
+    kernel's own.  Without a ``rule`` it sees every task.  ``home`` is the level and inode
+    number of the pid namespace that iterators walk, which is that of the process that creates
+    them; by default it is the viewer's own.  ``boottime_offset`` is what its time namespace
+    adds to the time since boot, in nanoseconds.
     """
 
     __slots__ = (
@@ -106,12 +105,12 @@ class Viewer:
 
     @property
     def foreign(self) -> bool:
-        """Whether its numbers are not those of the namespace that iterators walk."""
+        """Whether its pid namespace is not the one that iterators walk."""
         return self.home[1] != self.pid_ns
 
     @property
     def plain(self) -> bool:
-        """Whether it sees every task and reads the host's own clock."""
+        """Whether it sees every task and has the host's boot time clock."""
         return self.rule is None and not self.boottime_offset
 
     def key(self) -> tuple[object, ...]:

@@ -1,8 +1,8 @@
-"""The root directory of a viewer: what paths in its answers are relative to.
+"""The root directory of a viewer, to which the paths in its answers are relative.
 
 d_path() makes paths that start at the root directory of the task that *reads* (fs/d_path.c),
-also when a program calls it.  A viewer in a chroot is to see what its own /proc would show
-it, so a thread of the service takes on the viewer's root for the reads that make paths.
+also when a BPF program calls it.  A viewer in a chroot must get the paths that its own /proc
+would show, so a thread of the service takes on the viewer's root for the reads that make paths.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class ViewerRoot:
-    """A root directory, pinned by a descriptor.  Free it by `close`.
+    """A root directory, pinned by a descriptor.  Freed by `close`.
 
     ``fd`` is a descriptor of the directory and belongs to the object from now on.
 
-    Raises AccessDenied if this process may not take it on: that takes CAP_SYS_CHROOT, and
-    the right to enter the directory.
+    Raises AccessDenied if this process cannot take it on, which takes CAP_SYS_CHROOT and the
+    right to enter the directory.
     """
 
     def __init__(self, fd: int) -> None:
@@ -53,8 +53,7 @@ class ViewerRoot:
     def of(cls, identity: Identity, reader: Reader) -> ViewerRoot:
         """The root that a client had when its identity was read.
 
-        Raises AccessDenied if it has another one by now, or is gone: then there is nobody
-        to take it from.
+        Raises AccessDenied if the client has another root by now, or no longer exists.
         """
         if identity.root is None:
             raise _denied("the client is gone")
@@ -63,8 +62,8 @@ class ViewerRoot:
         except OSError as error:
             raise _denied(error.strerror or "") from None
         try:
-            # After the directory was opened: if the same process still has that number
-            # now, then it had it in between as well.
+            # This is done after the directory was opened: if the same process still has the
+            # number, it had it all the time, so the directory is its root.
             now = reader.of_task(identity.tid)
         except NoSuchProcess:
             os.close(fd)
@@ -78,13 +77,15 @@ class ViewerRoot:
         return cls(fd)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """``function(*args)`` with that root, in this thread alone.
+        """Call ``function(*args)`` with this root, in this thread only.
 
-        The function must be a single system call that looks up no path: below this root
-        every name is the client's.  If the old root cannot be restored, the process ends.
+        The function must be a single system call that looks up no path, because the client
+        controls every name below this root.  If the old root cannot be restored, the process
+        is aborted.
         """
         root, own = self._fds
-        # So that other threads keep theirs; nothing to do for the kernel the next time.
+        # Threads share root and working directory by default.  After the first time this has
+        # no effect.
         if self._unshare(_CLONE_FS):
             raise OSError(ctypes.get_errno(), "unshare(CLONE_FS) failed")
         chroot, fchdir, entered = os.chroot, os.fchdir, False
@@ -106,7 +107,7 @@ class ViewerRoot:
                 os.abort()
 
     def close(self) -> None:
-        """Give the descriptors back."""
+        """Close the descriptors."""
         while self._fds:
             os.close(self._fds.pop())
 

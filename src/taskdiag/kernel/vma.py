@@ -93,13 +93,13 @@ def gate_record() -> bytes:
 
 
 def emit(c: Emitter) -> None:
-    """Write the attribute at ``length`` of the arena and move ``length`` behind it.
+    """Write the attribute at ``length`` of the arena, and move ``length`` to its end.
 
-    There is no attribute where a task has no mappings to show, and for thread strategies
-    in all messages about a process but one (`_pick_thread`).
+    No attribute is written if a task has no mappings, nor, for thread strategies, in the
+    messages about a process other than that of `_pick_thread`.
 
-    Deferred to procfs: more mappings than a message holds, files whose path is not the
-    one that is shown (overlayfs), memory that is locked for writing at the moment.
+    Mappings are deferred to procfs if there are more than fit a message, if the path of a file
+    is not the one that /proc shows (overlayfs), or if the memory is locked for writing.
     """
     done, close = "vma done", "vma close"
     iterator = c.scratch()
@@ -137,10 +137,10 @@ def _call(c: Emitter, iterator: int, kfunc: str) -> None:
 
 
 def _pick_thread(c: Emitter, iterator: int, other: str) -> None:
-    """Go to ``other`` unless this is the thread whose message has the process's mappings.
+    """Jump to ``other`` unless this is the thread whose message has the process's mappings.
 
-    That is the leader.  A leader that has exited has no mm; then it is the thread with
-    the lowest number, as the viewer numbers them, of those that still have one.
+    That is the leader.  If the leader has exited, it has no mm; then it is the thread with the
+    lowest number, in the viewer's pid namespace, of those that still have an mm.
     """
     first, loop, end = c.fresh("first"), c.fresh("thread"), c.fresh("threads")
     c.follow(R1, TASK, "task_struct", "pid")
@@ -151,8 +151,8 @@ def _pick_thread(c: Emitter, iterator: int, other: str) -> None:
     pid.pid_nr(c)
     c.set("number", R0)
     c.set("lower", 0)
-    # The iterator goes on from the thread that it is given, so it gets the first one.  It
-    # keeps no reference either: nothing is freed until the end of this RCU section.
+    # The iterator starts at the thread that it is given, so it is given the leader.  It takes
+    # no reference: nothing is freed before the end of this RCU section.
     thread = _RECORD
     c.get(R1, "task")
     c.load(R1, R1, c.facts.member("task_struct", "group_leader").offset)
@@ -173,7 +173,7 @@ def _pick_thread(c: Emitter, iterator: int, other: str) -> None:
     c.follow(R1, thread, "task_struct", "mm")
     c.jump("==", R1, 0, loop)
     pid.pid_nr(c, thread)
-    # A number of 0: it was reaped meanwhile.
+    # A number of 0 means that the thread was reaped meanwhile.
     c.jump("==", R0, 0, loop)
     c.get(R1, "number")
     c.jump(">=", R0, R1, loop)
@@ -219,9 +219,9 @@ def _walk(c: Emitter, iterator: int) -> None:
 
 
 def _finish_record(c: Emitter, defer: str) -> None:
-    """Set the lengths of a record and move ``length`` behind it.
+    """Set the lengths in a record, and move ``length`` to its end.
 
-    At _NAMED R0 is the length of the name with its NUL, which lies behind the structure.
+    At _NAMED, R0 is the length of the name with its NUL; the name follows the structure.
     """
     done = c.fresh("record")
     c.label(_NAMED)
@@ -319,10 +319,10 @@ def _file(c: Emitter, defer: str) -> None:
 
 
 def _copy_last(c: Emitter, other: str) -> None:
-    """Copy what was found for the mapping before, of the same file, and go to _NAMED.
+    """If the mapping before is of the same file, copy from its record and jump to _NAMED.
 
-    The parts of a program or library follow each other, and d_path() takes many times as
-    long.
+    The mappings of a program or library follow each other, and d_path() takes many times as
+    long as the copy.
     """
     c.get(R4, "last record")
     c.jump(">", R4, LONGEST, other)
@@ -374,7 +374,7 @@ def _backing(facts: Facts) -> int:
 
 
 def _anonymous_name(c: Emitter) -> None:
-    """Go to _NAMED with the name of a mapping without a file, if it has one."""
+    """Jump to _NAMED with the name of a mapping without a file, if it has one."""
     _special_name(c)
     c.get(R4, "mm")
     c.follow(R1, _VMA, "vm_area_struct", "vm_start")
@@ -424,7 +424,7 @@ def _special_name(c: Emitter) -> None:
 
 
 def _given_name(c: Emitter, prefix: bytes) -> None:
-    """Go to _NAMED with ``prefix``, the name of the ``struct anon_vma_name`` in R2, and "]".
+    """Jump to _NAMED with ``prefix``, the name in the ``struct anon_vma_name`` in R2, and "]".
 
     Such a name holds printable ASCII only, and none of ``\\`$[]`` (prctl_set_vma()).
     """
@@ -447,14 +447,14 @@ def _given_name(c: Emitter, prefix: bytes) -> None:
 
 
 def _literal(c: Emitter, name: bytes) -> None:
-    """Go to _NAMED with this name of less than 8 bytes."""
+    """Jump to _NAMED with this name of less than 8 bytes."""
     _text(c, name.ljust(8, b"\0"))
     c.mov(R0, len(name) + 1)
     c.goto(_NAMED)
 
 
 def _text(c: Emitter, text: bytes) -> None:
-    """Write an even number of bytes where the name goes."""
+    """Write an even number of bytes at the place of the name."""
     at = 0
     while at < len(text):
         size = next(size for size in (8, 4, 2) if at + size <= len(text))

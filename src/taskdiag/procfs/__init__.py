@@ -1,8 +1,7 @@
 """The procfs engine: the same requests and the same stream, read from /proc.
 
-It works for everyone and everywhere, and it is the oracle that other engines are
-tested against.  `TaskReader` reads single tasks, which the kernel engine uses for groups
-that the running kernel cannot give it.
+It works for every user on every host, and the tests compare the other engines with it.
+`TaskReader` reads single tasks; the kernel engine uses it for groups that it cannot serve.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who may see what: as procfs mounted with hidepid=2, asking the kernel itself.
+"""Who may see what: the rule of a procfs mounted with hidepid=2, decided by the kernel.
 
 Reading the link /proc/PID/exe makes the kernel check ``ptrace_may_access(task,
 PTRACE_MODE_READ_FSCREDS)`` and nothing else (fs/proc/base.c, ``proc_pid_readlink``).
@@ -20,10 +20,10 @@ _USER_INIT_INO = 0xEFFFFFFD
 
 
 def sees_everything(root: int) -> bool:
-    """Whether the kernel would allow access to every task, so that it need not be asked.
+    """Whether the caller may see every task, so that no task has to be checked.
 
-    It does so for a caller with CAP_SYS_PTRACE in effect in the initial user namespace.
-    In another user namespace the capability covers only the tasks of that namespace.
+    This takes CAP_SYS_PTRACE in effect in the initial user namespace.  In another user
+    namespace the capability covers only the tasks of that namespace.
     """
     try:
         with Directory(root, "thread-self") as own:

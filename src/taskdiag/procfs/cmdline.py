@@ -1,4 +1,4 @@
-"""/proc/PID/cmdline: the argument bytes, and whether there are any to have."""
+"""/proc/PID/cmdline: the argument bytes, and whether a task has an address space."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ("has_mm", "read")
 
 
 def read(directory: Directory) -> bytes:
-    """The argument bytes; none for an empty command line and for a task without memory."""
+    """The argument bytes; b"" also for a task without address space."""
     return directory.read("cmdline")
 
 
 def has_mm(directory: Directory) -> bool:
-    """Whether the task has an address space: kernel threads and zombies have none."""
+    """Whether the task has an address space.  Kernel threads and zombies have none."""
     return b"\nVmSize:" in directory.read("status")

@@ -1,9 +1,8 @@
-"""``task->comm`` of kernel threads, for which /proc shows more than that.
+"""``task->comm`` of kernel threads, from the longer names that /proc shows.
 
 /proc/PID/comm, stat and status show the full name of a kernel thread, and for a
-workqueue worker what it works on (fs/proc/array.c, ``proc_task_name``;
-kernel/workqueue.c, ``wq_worker_comm``).  The contract is about the 15 bytes that the
-task itself holds.
+workqueue worker also what it works on (fs/proc/array.c, ``proc_task_name``;
+kernel/workqueue.c, ``wq_worker_comm``).  BASE has only the 15 bytes of ``task->comm``.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ COMM_MAX = 15
 _PF_WQ_WORKER = 0x20
 _PF_KTHREAD = 0x200000
 
-# kernel/workqueue.c, create_worker(): of a CPU's pool, or of an unbound one.
+# kernel/workqueue.c, create_worker(): a worker of a CPU's pool, or of an unbound one.
 _POOL_WORKER = re.compile(rb"(kworker/(?:u[0-9]+|[0-9]+):[0-9]+H?)(?:[-+].*)?\Z", re.DOTALL)
 
 
 def needs_care(name: bytes) -> bool:
-    """Whether the name of a task without address space may be more than its comm."""
+    """Whether the name shown for a task without address space may be longer than its comm."""
     return len(name) > COMM_MAX or b"+" in name or b"-" in name
 
 
 def kernel_comm(name: bytes, directory: Directory) -> bytes:
-    """The comm of a task without address space that /proc shows as ``name``.
+    """The comm of a task without address space whose name in /proc is ``name``.
 
     Raises Vanished, Malformed.
     """
@@ -44,9 +43,9 @@ def kernel_comm(name: bytes, directory: Directory) -> bytes:
 def worker_comm(name: bytes, directory: Directory) -> bytes:
     """The comm of a workqueue worker.
 
-    Rescuers are called after their workqueue, which may hold any character, so that the
-    name alone does not tell where the description starts.  /proc/PID/sched shows the
-    bare comm, in front of `` (PID, #threads:``, where the kernel has that file.
+    A rescuer is named after its workqueue.  That name may contain any character, so the
+    start of the description cannot be found in the name alone.  /proc/PID/sched starts with
+    the bare comm, followed by `` (PID, #threads:``, if the kernel has that file.
     """
     found = _POOL_WORKER.match(name)
     if found:
@@ -59,7 +58,7 @@ def worker_comm(name: bytes, directory: Directory) -> bytes:
 
 
 def rescuer_comm(name: bytes) -> bytes:
-    """The comm of a rescuer; its description is the name of its workqueue once more.
+    """The comm of a rescuer, whose description repeats the name of its workqueue.
 
     >>> rescuer_comm(b"kworker/R-nvme-nvme"), rescuer_comm(b"rcu_gp-rcu_gp")
     (b'kworker/R-nvme', b'rcu_gp')

@@ -1,4 +1,4 @@
-"""The engine: from a request to the tasks that it is about, one after the other."""
+"""The engine: finds the tasks that a request is about, and reads one after the other."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = ("ProcfsEngine",)
 
 #: Chunks grow to about this size before they are handed on.
 _CHUNK = 1 << 16
-#: From as many threads on a listing may take several system calls (24 bytes an entry,
-#: 32 KiB a call), between which the kernel may lose its place.
+#: With this many threads or more, a listing may take several system calls (24 bytes an entry,
+#: 32 KiB a call), and the kernel may skip entries between them.
 _LONG_LISTING = 1000
 _PPID = 3
 
@@ -31,8 +31,8 @@ _PPID = 3
 class ProcfsEngine:
     """Answers requests by reading /proc: works for everyone and everywhere.
 
-    Shown are the tasks that a procfs mounted with hidepid=2 would show the caller, with
-    the numbers that this /proc gives them.
+    An answer has the tasks that a procfs mounted with hidepid=2 would show to the caller, with
+    the numbers that they have in this /proc.
 
     >>> engine = ProcfsEngine()
     >>> len(b"".join(engine.stream(Request(Show.BASE, Dump.ONE, os.getpid()))))
@@ -110,7 +110,7 @@ class _Scan:
                 yield message
 
     def _some(self, found: Iterator[bytes]) -> Iterator[bytes]:
-        """The same messages; raises NoSuchProcess if there is none: it is gone meanwhile."""
+        """The same messages; raises NoSuchProcess if there is none, since the task has ended."""
         empty = True
         for message in found:
             empty = False
@@ -139,13 +139,13 @@ class _Scan:
             if self._ask:
                 access.check(directory)
             (tgid,) = parse_lines(directory.read("status"), [("Tgid", 0)], [])
-        # "0" of a task that was released while it was read.
+        # It is "0" if the task was released while the file was read.
         if not tgid or tgid == b"0":
             raise Vanished(where)
         return tgid.decode()
 
     def _processes(self) -> list[str]:
-        """The directories of all processes; the kernel lists them ascending, each once."""
+        """The directories of all processes; the kernel lists each once, in ascending order."""
         return [name for name in os.listdir(self._root) if name.isdigit()]
 
     def _children(self, parent: str) -> Iterator[str]:

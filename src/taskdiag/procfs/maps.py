@@ -1,7 +1,7 @@
 """/proc/PID/maps and smaps: the memory mappings, and the statistics of their pages.
 
-These parsers go line by line and accept whatever Linux may write.  `records` is faster, and
-falls back on them.
+These parsers work line by line and accept everything that Linux may write.  `records` is
+faster, and uses them for entries of an unusual form.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _NAMES = {
 }
 _FLAGS = {name: int(flag) for name, flag in _NAMES.items()}
 
-#: A mapping as a tuple: start, end, flags, pgoff, major, minor, inode, name as shown.
+#: A mapping: start, end, flags, pgoff, major, minor, inode, and the name as shown.
 Mapping = tuple[int, int, int, int, int, int, int, bytes]
 
 _LINE = re.compile(
@@ -93,7 +93,7 @@ _COLUMN = {
 
 
 def flags_of(names: bytes) -> int:
-    """The flags of a VmFlags line.  What the ABI has no number for is left out.
+    """The flags of a VmFlags line.  Flags without a number in the ABI are left out.
 
     >>> flags_of(b"rd wr mr mw me ac zz")
     262259
@@ -117,9 +117,9 @@ def parse_line(line: bytes) -> Mapping:
 
 
 def parse_maps(data: bytes) -> list[tuple[Mapping, bytes]]:
-    """The mappings of a maps file; the second of each pair is empty: no statistics.
+    """The mappings of a maps file, each with b"" in place of statistics.
 
-    Names are as shown, newlines escaped.  Raises Malformed.
+    Names are as shown, with newlines escaped.  Raises Malformed.
     """
     lines = data.split(b"\n")
     if lines.pop():
@@ -130,9 +130,9 @@ def parse_maps(data: bytes) -> list[tuple[Mapping, bytes]]:
 def parse_smaps(
     data: bytes, statistics: Callable[[dict[bytes, int]], bytes]
 ) -> list[tuple[Mapping, bytes]]:
-    """The mappings of a smaps file and what ``statistics`` makes of their numbers (in kB).
+    """The mappings of a smaps file, each with what ``statistics`` makes of its numbers (in kB).
 
-    Flags are those of VmFlags, where the kernel has that line.  Raises Malformed.
+    The flags are those of the line VmFlags, if the kernel writes it.  Raises Malformed.
     """
     lines = data.split(b"\n")
     if lines.pop():
@@ -142,7 +142,7 @@ def parse_smaps(
     numbers: dict[bytes, int] = {}
     for line in lines:
         key, colon, value = line.partition(b":")
-        # "Rss:" against "7f00-7f01 r--p 0 fe:00": a key has no space in front of its colon.
+        # "Rss:" and "7f00-7f01 r--p 0 fe:00": only a key has no space before the colon.
         if not colon or b" " in key:
             if mapping is not None:
                 out.append((mapping, statistics(numbers)))
@@ -161,11 +161,12 @@ def parse_smaps(
 
 
 def exact_name(directory: Directory, up: str, start: int, end: int, shown: bytes) -> bytes:
-    """The name of a mapping whose shown name holds ``\\012``.
+    """The name of a mapping whose name in maps contains ``\\012``.
 
-    maps escapes a newline but not a backslash, so the characters may be a newline or
-    themselves.  The link in map_files has the name as it is, and whoever may read maps may
-    read it.  If it cannot be read, because the mapping is gone again, a newline is assumed.
+    maps escapes a newline but not a backslash, so these four characters may stand for a newline
+    or for themselves.  The link in map_files has the unescaped name, and may be read by all who
+    may read maps.  If it cannot be read because the mapping no longer exists, a newline is
+    assumed.
     """
     try:
         return directory.readlink(f"{up}map_files/{start:x}-{end:x}")

@@ -1,9 +1,9 @@
-"""A task's whole message by one function, for tasks that are like most others.
+"""Functions that make a task's whole message, for the common case.
 
-`task.read_directory` works in steps and handles everything that may happen.  The function
-made here does the same at once: it splits the files and packs all headers and fields with
-a single struct.  It is generated for one plan and one form of the status file, and returns
-None for any other input, which is then left to `task.read_directory`.
+`task.read_directory` works in steps and handles every case.  A function made here does the
+same in one step: it splits the files and packs all headers and fields with a single struct.
+It is generated for one plan and one form of the status file.  For any other input it returns
+None, and `task.read_directory` is used instead.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    #: From status and stat, each empty if not read, tid, tgid and sequence number.
+    #: Called with status and stat (b"" if not read), tid, tgid and sequence number.
     Message = Callable[[bytes, bytes, int, int, int], bytes | None]
-    #: Attribute type, source of each field's value, whether it needs an address space.
+    #: Attribute type, source of each field's value, whether the group needs an address space.
     Source = tuple[Attr, list[str], bool]
 
 __all__ = ("compile_message",)
 
-# The variables are those of the plan's sources: m the values of status, f the fields of
-# stat, c the comm; and l the lines that `status.values_of` cuts.
+# The plan's sources use the variables m (the values of status), f (the fields of stat) and c
+# (the comm); `status.values_of` uses l (the lines of status).
 _STATUS = """
         l = status.split(b"\\n", {last})
         if len(status) >= {block} or {unlike}:
@@ -61,11 +61,11 @@ def compile_message(
     wanted: list[tuple[str, int]],
     last: int,
 ) -> Message:
-    """The function for tasks whose status file has the lines of ``form``, in that order.
+    """Make the function for tasks whose status file has the lines of ``form``, in this order.
 
-    ``groups`` are those of the plan and ``names`` what their sources refer to; ``wanted``
-    is what they want of status, none if it is not read; ``last`` the highest index of a
-    field of stat, 0 if it is not read.
+    ``groups`` are the groups of the plan, and ``names`` the names that their sources refer to.
+    ``wanted`` are the values of status that they use, empty if status is not read, and ``last``
+    is the highest index of a field of stat that they use, 0 if stat is not read.
     """
     has_mm = MM[0] in form
     kinds = [attr for attr, _, _ in groups]
@@ -77,7 +77,8 @@ def compile_message(
     struct = Struct(layout)
     source = _MESSAGE.format(
         status=_status(form, wanted, not has_mm and Attr.BASE in kinds) if wanted else "",
-        # The fields of stat are counted from the state, and one more must follow.
+        # The fields of stat are split from the state on, up to the last one that is used; one
+        # more must follow.
         stat=_STAT.format(block=BLOCK, count=max(last, 19) - 1) if last else "",
         length=struct.size,
         kind=RESPONSE,

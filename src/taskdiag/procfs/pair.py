@@ -1,7 +1,7 @@
 """Reading one or two files of a task without opening its directory first.
 
-Each path is looked up separately.  The order of the calls ensures that all of them found
-the same task.
+Each path is looked up separately; the order of the calls ensures that all of them find the
+same task.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ _READ = os.O_RDONLY | os.O_CLOEXEC
 
 
 def read_pair(root: int, where: str, first: str, second: str, ask: bool) -> tuple[bytes, bytes]:
-    """At most `BLOCK` bytes of each of two files of one task; of one if ``second`` is empty.
+    """Read at most `BLOCK` bytes of two files of one task, or of one if ``second`` is "".
 
-    ``first`` is opened first and read last.  An open file stays with the task that had the
-    number when it was opened, and can be read as long as there is that task
-    (fs/proc/base.c, ``proc_single_show``), which keeps its number until then.  So if it can
-    be read, whatever was found by that number in between was found of the same task:
-    ``second``, and with ``ask`` whether the caller may see it.
+    With ``ask``, it is also checked that the caller may see the task.
+
+    ``first`` is opened first and read last.  An open file belongs to the task that had the
+    number when it was opened, and can be read as long as that task exists (fs/proc/base.c,
+    ``proc_single_show``).  The task keeps its number until then.  So if ``first`` can be read
+    in the end, everything that was looked up by the number in between was about the same task.
 
     Raises Vanished, or OSError with the path.
     """

@@ -3,12 +3,12 @@
 The catalogue (:mod:`taskdiag.abi`) says where procfs shows a field, as
 
 - ``stat:14``: the 14th field of /proc/PID/stat, counted as in proc_pid_stat(5);
-- ``status:VmRSS``, ``status:Uid:2``: the first, or that word of a line of status;
-- ``smaps:Rss``: a line of a mapping in smaps;
-- ``this|that``: the first that this kernel shows.
+- ``status:VmRSS``: the first word of a line of status, ``status:Uid:2``: its word with index 2;
+- ``smaps:Rss``: a line about a mapping in smaps;
+- ``this|that``: the first of these that this kernel shows.
 
-A plan turns the entries of the groups asked for into Python source, one expression
-per group, and compiles that once: per task nothing of the catalogue is looked at.
+A plan turns the entries of the requested groups into Python source, one expression per group,
+and compiles it once, so that the catalogue is not consulted for every task.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
 
     from .message import Message, Source
 
-    #: From the fields of stat, the values of status and the comm to a payload.
+    #: Makes a payload of the fields of stat, the values of status and the comm.
     Fill = Callable[[Sequence[bytes], Sequence[bytes | None], bytes], bytes]
 
 __all__ = ("Plan", "plan_for", "statistics")
 
-#: Bytes of a page, and of the kB that /proc counts in.
+#: The bytes of a page, and of the "kB" of /proc.
 _PAGE = os.sysconf("SC_PAGESIZE")
 _KB = 1024
 
-#: State letters as /proc shows them.
+#: The state by the letter that /proc shows.
 STATES = {state.letter.encode(): int(state) for state in State}
-#: What sources refer to.
+#: The names that generated sources refer to.
 _NAMES = {"STATES": STATES, "unescape": unescape}
 
 
 class Plan:
-    """What to read and what to make of it, for one set of show flags."""
+    """What to read for one set of show flags, and how to make attributes of it."""
 
     __slots__ = (
         "cmdline", "comm", "files", "fixed", "mappings", "messages", "stat", "statistics",
@@ -76,8 +76,8 @@ class Plan:
         if show & Show.BASE:
             self.comm = compiler.wanted.index(("Name", 0))
         self.cmdline = bool(show & Show.CMDLINE)
-        #: smaps, maps or nothing.  Only smaps shows all flags of a mapping, so it is read
-        #: for VMA too, except where the kernel lacks it (CONFIG_PROC_PAGE_MONITOR).
+        #: "smaps", "maps" or "".  Only smaps shows all flags of a mapping, so it is read for
+        #: VMA too, unless the kernel lacks it (CONFIG_PROC_PAGE_MONITOR).
         self.mappings = ""
         if show & (Show.VMA | Show.VMA_STAT):
             self.mappings = "smaps" if os.path.exists("/proc/self/smaps") else "maps"
@@ -86,28 +86,28 @@ class Plan:
         #: How many files of a process are read.
         self.files = self.stat + (self.status is not None) + self.cmdline + bool(self.mappings)
         if not self.files:
-            # Nothing was asked for but who is there.
+            # No group was requested, only which tasks there are.
             self.stat, self.files = True, 1
-        #: Functions that make the whole message of most tasks, to be tried in turn; none if
-        #: more than status and stat is read.
+        #: Functions that make the whole message of most tasks, to be tried in this order;
+        #: empty if more than status and stat is read.
         self.messages: list[Message] = []
         if sources and not self.cmdline and not self.mappings:
             self.messages = compiler.messages(sources)
 
 
 class _Compiler:
-    """Turns catalogue entries into source, and collects what that source reads."""
+    """Turns catalogue entries into source, and collects the values that the source uses."""
 
     def __init__(self, order: list[str]) -> None:
         self._order = order
         self._mm = mm_keys(order)
-        #: Keys and words of status.
+        #: The values of status that are used: the key of the line and the index of the word.
         self.wanted: list[tuple[str, int]] = []
-        #: The highest index of a field of stat, 0 if there is none.
+        #: The highest index of a field of stat that is used, 0 if none is.
         self.last = 0
 
     def group(self, group: abi.Group) -> tuple[list[str], bool]:
-        """Source for each field of a group, and whether it needs an address space."""
+        """The source for each field of a group, and whether the group needs an address space."""
         needs_mm = False
         values = []
         for field in group.fields:
@@ -117,14 +117,14 @@ class _Compiler:
         return values, needs_mm
 
     def messages(self, sources: list[Source]) -> list[Message]:
-        """Functions for a whole message, one for each form that status may have."""
+        """Functions that make a whole message, one for each form that status may have."""
         return [
             compile_message(sources, _NAMES, form, self.wanted, self.last)
             for form in (forms(self._order) if self.wanted else [self._order])
         ]
 
     def _place(self, field: abi.Field) -> tuple[str, str, int]:
-        """File, key and word of a field: of its alternatives the first that is here."""
+        """The file, key and word of a field: the first alternative that this kernel has."""
         places = [place.split(":") for place in field.procfs.split("|")]
         for place in places:
             if place[0] == "stat" or place[1] in self._order:
@@ -139,10 +139,11 @@ class _Compiler:
             value = f"f[{int(key) - 1}]"
             if field.name == "state":
                 return f"STATES[{value}]"
-            # Numbers that C takes for unsigned, such as device numbers, may show a sign.
+            # Numbers that the contract has as unsigned, such as device numbers, may be shown
+            # with a sign.
             return f"int({value}) & 0xFFFFFFFF" if field.ctype == "u32" else f"int({value})"
         if key not in self._order:
-            # A line that this kernel does not write, such as VmPMD since 4.15.
+            # This kernel does not write the line (VmPMD, since 4.15).
             return "0"
         if (key, word) not in self.wanted:
             self.wanted.append((key, word))
@@ -159,14 +160,14 @@ class _Compiler:
 
 
 def _fill(group: abi.Group, values: list[str]) -> Fill:
-    """The payload function of a group, from source for each of its fields."""
+    """Compile the payload function of a group, given the source for each of its fields."""
     source = f"lambda f, m, c: pack({', '.join(values)})"
     fill: Fill = eval(source, {"pack": group.struct.pack, **_NAMES})
     return fill
 
 
 def scaled(value: str, unit: str) -> str:
-    """Source that turns a number of kB into a field's unit.
+    """Source that converts a number of kB to a field's unit.
 
     >>> scaled("n", "pages"), scaled("n", "bytes << 12"), scaled("n", "")
     ('n // 4', 'n * 1024 << 12', 'n')
@@ -190,17 +191,17 @@ def _statistics() -> Callable[[dict[bytes, int]], bytes]:
     return build
 
 
-#: The task_diag_vma_stat of a mapping, from its lines in smaps (in kB).
+#: Makes the task_diag_vma_stat of a mapping of the numbers in smaps, in kB by key.
 statistics = _statistics()
 
 _plans: dict[int, Plan] = {}
 
 
 def plan_for(show: int) -> Plan:
-    """The plan for those show flags, made at their first use.
+    """The plan for these show flags, made at their first use.
 
-    Raises EngineUnavailable if /proc/self/status cannot be read, or if this kernel has
-    no smaps (CONFIG_PROC_PAGE_MONITOR) and it is asked for.
+    Raises EngineUnavailable if /proc/self/status cannot be read, or if VMA_STAT is requested
+    and this kernel has no smaps (CONFIG_PROC_PAGE_MONITOR).
     """
     found = _plans.get(show)
     if found is None:

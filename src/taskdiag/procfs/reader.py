@@ -33,28 +33,28 @@ _READ = os.O_RDONLY | os.O_CLOEXEC
 
 #: The first read of a file.  stat and status nearly always fit.
 BLOCK = 4096
-#: How much of maps and smaps is asked for at a time; the kernel hands out about a page.
+#: How much of maps and smaps is read at a time; the kernel returns about a page.
 _MAPPINGS = 1 << 13
-#: The longest that is kept as text.
+#: The longest text that is yielded as one piece.
 _PIECE = 1 << 19
-#: Sizes to try, in turn, for what must come from one read(2).
+#: Sizes to try, one after the other, for a file that must be read by one read(2).
 _WHOLE = (1 << 17, 1 << 21, 1 << 25)
 
 
 class Vanished(Exception):
-    """The task is gone, or the caller may not see it.  The two must look the same."""
+    """The task no longer exists, or the caller may not see it.  Both must look the same."""
 
 
 class Refused(Vanished):
-    """The kernel will not show that file, though the task may be there."""
+    """The kernel refuses to show this file, although the task may exist."""
 
 
 class Changed(Exception):
-    """The task turned into something else between two reads: read it again from the start."""
+    """The task has changed between two reads, so it must be read again from the start."""
 
 
 class Malformed(EngineUnavailable):
-    """A file below /proc is not what Linux writes there."""
+    """A file below /proc has a form that Linux does not write."""
 
 
 class Directory:
@@ -117,8 +117,8 @@ class Directory:
     def read_mappings(self, name: str, last: bytes = b"") -> Iterator[bytes]:
         """The content of maps or smaps in pieces; none if it is empty.
 
-        Most files are one piece. Longer ones are cut behind a line that starts with
-        ``last``, so that an entry is never split.
+        Most files are one piece.  Longer ones are cut after a line that starts with ``last``,
+        so that an entry is never split.
 
         The kernel hands these files out a page at a time.  If the address space goes away
         meanwhile (exit, exec), reading just ends early (fs/proc/task_mmu.c, ``m_start``).
@@ -162,7 +162,7 @@ class Directory:
         path = os.fsencode(self._prefix + name)
         if self._through is None:
             return os.readlink(path, dir_fd=self._fd)
-        # The link is looked up here; only what it says is asked for elsewhere.
+        # The link is looked up in this root; only its target is read with the other one.
         fd = _open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
         try:
             target: bytes = self._through(_readlink_fd, fd)
@@ -182,7 +182,7 @@ class Directory:
             raise explain(error, f"{self.where}/{name}") from None
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         if self.pinned:
             _close(self._fd)
 

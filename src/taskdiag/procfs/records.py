@@ -3,7 +3,7 @@
 `maps` parses line by line and accepts whatever Linux may write.  This module is for the
 common case, and much faster.  It relies on two properties of these files:
 
-- The part of a line of maps behind the addresses (permissions, offset, device, inode and
+- The part of a line of maps after the addresses (permissions, offset, device, inode and
   path) is the same in every process that maps the same part of the same file.
 - The lines of an entry of smaps have fixed widths (fs/proc/task_mmu.c, ``SEQ_PUT_DEC``), as
   long as no number has more than eight digits.  So the statistics of an entry are a slice
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     T = TypeVar("T")
-    #: From start, end and name as shown to the exact name; see `maps.exact_name`.
+    #: Called with start, end and name as shown; returns the exact name (`maps.exact_name`).
     ExactName = Callable[[int, int, bytes], bytes]
 
 __all__ = ("Records",)
 
 #: How many entries of each kind are remembered.
 _REMEMBERED = 4096
-#: start, end and vm_flags: what every record has for itself.
+#: start, end and vm_flags, which differ between records with the same text.
 _HEAD = Struct("=QQQ")
 _HEAD_SIZE = _HEAD.size
 _NO_STATISTICS = bytes(abi.VMA_STAT.size)
@@ -93,8 +93,8 @@ def layout_of(entry: bytes) -> _Layout | None:
     if not mark or not all(map(_NUMBER_LINE.match, lines)):
         return None
     needed = [index for index, name in enumerate(names) if name in _WANTED]
-    # With a single line `itemgetter` would not give a tuple.
-    if len(needed) < 2 or len(set(names)) != len(names):
+    # A line that this entry lacks could come in another one, outside of the slice.
+    if len(needed) < len(_WANTED) or len(set(names)) != len(names):
         return None
     block = lines[needed[0] : needed[-1] + 1]
     # A wider number would move all that follows.
@@ -118,7 +118,7 @@ class Records:
     def __init__(self, statistics: Callable[[dict[bytes, int]], bytes] | None = None) -> None:
         self._statistics = statistics
         self._layout: _Layout | None = None
-        #: Text behind the addresses: flags, the rest of the record's head, and its name.
+        #: By the text after the addresses: flags, the rest of the record's head, and its name.
         self._tails: dict[bytes, tuple[int, bytes, bytes]] = {}
         self._flags: dict[bytes, int] = {}
         self._stats: dict[bytes, bytes] = {}
@@ -126,7 +126,7 @@ class Records:
     def __call__(self, data: bytes, exact: ExactName | None) -> list[bytes]:
         """The records of a whole file, in its order.
 
-        ``exact`` is asked for names that are shown ambiguously.  Raises Malformed.
+        ``exact`` is called for names that are ambiguous as shown.  Raises Malformed.
         """
         if data[-1:] != b"\n":
             raise Malformed("a list of mappings below /proc ends in the middle of a line")
@@ -138,7 +138,7 @@ class Records:
             try:
                 return self._smaps(data, exact)
             except Malformed:
-                # Cut apart where it should not be: no kernel that is known.
+                # The text was split in the wrong place, which no known kernel causes.
                 return self._strict(data, exact)
         except (ValueError, StructError) as error:
             raise Malformed(f"/proc/PID/maps shows a mapping out of range: {error}") from None
@@ -231,7 +231,7 @@ class Records:
         return remember(self._stats, text, self._statistics(numbers))
 
     def _tail(self, line: bytes, tail: bytes) -> tuple[int, bytes, bytes] | None:
-        """What is made of the text behind the addresses; None if that takes more than it."""
+        """What the text after the addresses stands for; None if that takes more than the text."""
         _, _, flags, pgoff, major, minor, inode, name = maps.parse_line(line)
         if b"\\012" in name:
             return None

@@ -1,4 +1,4 @@
-"""/proc/PID/stat: one line of numbers behind a name that may hold anything."""
+"""/proc/PID/stat: one line with a pid, a name that may contain anything, and numbers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ FIELDS = 52
 
 
 def parse(data: bytes) -> list[bytes]:
-    """The fields, the first of proc_pid_stat(5) at index 0, the name without parentheses.
+    """Split the line into fields; the name is without its parentheses.
 
-    The name is the task's own bytes, ``)``, spaces and newlines included, so the line
-    is cut at the *last* parenthesis.
+    The first field of proc_pid_stat(5) has index 0.  The name may contain ``)``, spaces and
+    newlines, so it ends at the *last* parenthesis.
 
     >>> parse(b"7 (a) R 1 () S " + b"0 " * 49)[:4]
     [b'7', b'a) R 1 (', b'S', b'0']

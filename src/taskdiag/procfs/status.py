@@ -27,10 +27,10 @@ __all__ = (
     "values_of",
 )
 
-#: Always extracted: 0 threads is what a task shows that was released while the file
-#: was being written (fs/proc/array.c, ``task_sig``: no sighand left).
+#: Always extracted: a task that was released while the file was written has 0 threads
+#: (fs/proc/array.c, ``task_sig``, without sighand).
 THREADS = ("Threads", 0)
-#: Always extracted: shown by tasks that have an address space, and by no others.
+#: Always extracted: only tasks with an address space have this line.
 MM = ("VmSize", 0)
 #: Always extracted: /proc/TID opens for threads too, so a number that was a process's when
 #: /proc was listed may be a thread's by now.
@@ -92,7 +92,7 @@ def compile_parser(
 
 
 def forms(order: list[str]) -> list[list[str]]:
-    """The orders of lines that tasks of this kernel may have, the most usual first."""
+    """The forms of the file on this kernel, as keys in order; the most common form first."""
     block = mm_keys(order)
     kernel_thread = [key for key in order if key not in block]
     zombie = [key for key in kernel_thread if key not in _OPTIONAL]
@@ -115,8 +115,8 @@ def values_of(
 ) -> tuple[list[tuple[int, bytes]], list[str]]:
     """Lines that tell whether a file has this form, and source that cuts values out of them.
 
-    Lines are left out of a form but never moved, so if the last of the wanted lines, and
-    the one behind what may be left out, are where they belong, so are all before them.
+    Lines may be missing from a file but never change their order.  So if the last wanted line
+    and the line after those that may be missing are in their places, all lines before are too.
 
     >>> values_of(["Name", "Pid"], [("Pid", 0)])
     ([(1, b'Pid:')], ['l[1].split(None, 2)[1]'])
@@ -147,7 +147,7 @@ def values_of(
 def parse_lines(
     data: bytes, wanted: list[tuple[str, int]], may_lack: list[str]
 ) -> tuple[bytes | None, ...]:
-    """What the compiled parser does, for a file of any order.  Raises Malformed."""
+    """Do what the compiled parser does, for a file in any order.  Raises Malformed."""
     found: dict[bytes, bytes] = {}
     for line in data.split(b"\n"):
         name, colon, text = line.partition(b":")
@@ -167,7 +167,7 @@ def parse_lines(
 
 
 def unescape(name: bytes) -> bytes:
-    r"""The value of Name as the task has it: only newline and backslash are escaped.
+    r"""Undo the escapes in the value of Name: only newline and backslash are escaped.
 
     >>> unescape(rb"a\nb\\n")
     b'a\nb\\n'

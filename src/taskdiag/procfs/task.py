@@ -1,4 +1,4 @@
-"""One task from /proc: its attributes, whole or not at all."""
+"""Reading one task from /proc: all its attributes, or none."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ("TaskReader",)
 
-#: How often a task is read anew that turns into something else while it is read.
+#: How often a task is read again if it has changed while it was read.
 _ATTEMPTS = 100
-#: Processes of which is remembered which thread shows the mappings.
+#: The number of processes for which the thread that shows the mappings is remembered.
 _REMEMBERED = 4096
 _CMDLINE = int(Attr.CMDLINE)
 #: Fields of stat, as indices: state, number of threads, start time.
@@ -38,14 +38,15 @@ _STATE, _THREADS, _START = 2, 19, 21
 class TaskReader:
     """Reads the groups of one answer for one task after the other.
 
-    ``root`` is a descriptor from `open_procfs`, which stays the caller's, and ``show`` the
-    groups.  With ``threads`` STAT is that of the thread, and mappings come with one thread
-    of a process: the leader, or where that has exited, the living thread of the lowest
-    number.  Without, everything is the whole process's.  With ``ask`` tasks are left out
-    that the caller may not see; without, nobody is asked.  ``through`` as in `Directory`.
+    ``root`` is a descriptor from `open_procfs`, which still belongs to the caller, and ``show``
+    are the groups.  With ``threads``, STAT is that of the thread, and mappings come with one
+    thread of a process: the leader or, if it has exited, the live thread with the lowest
+    number.  Otherwise everything is about the whole process.  With ``ask``, tasks that the
+    caller may not see are left out; otherwise that is not checked.  ``through`` is as in
+    `Directory`.
 
-    One object serves one answer, in several threads if need be.  What it remembers must
-    not be used for an answer to somebody else; see `Records`.
+    One object serves one answer; several threads may use it.  What it remembers must not be
+    used for an answer to somebody else, see `Records`.
 
     >>> root = open_procfs()
     >>> attrs, vmas = TaskReader(root, Show.BASE).read(1, 1)
@@ -76,7 +77,7 @@ class TaskReader:
 
     @property
     def slow(self) -> bool:
-        """Whether most of the time passes in system calls, so that threads pay."""
+        """Whether most of the time passes in system calls, so that several threads help."""
         return bool(self._plan.mappings)
 
     def message(self, tgid: int, tid: int) -> bytes | None:
@@ -102,11 +103,11 @@ class TaskReader:
     def read(self, tgid: int, tid: int, same: Callable[[int], bool] | None = None) -> Answer | None:
         """The attributes of one task, as types and payloads, and its VMA records.
 
-        None if there is no such task, or not any more.
+        None if there is no such task, or it no longer exists.
 
-        ``same`` decides by the start time (in ticks, as /proc/PID/stat shows it) whether
-        the task that has the number now is the one that is meant.  After it has returned,
-        only this task is read.
+        ``same`` is called with the start time of the task that has the number now (in ticks,
+        as in /proc/PID/stat), and returns whether it is the right one.  After that, only this
+        task is read.
 
         Raises EngineUnavailable, and OSError with the path of the file that could not be
         read.
@@ -115,7 +116,7 @@ class TaskReader:
         mappings = bool(plan.mappings) and self._shows_mappings(tgid, tid)
         if same is not None and plan.files == 1 and plan.mappings and not mappings:
             return [], []
-        # A single file is of one moment and one task anyway.
+        # A single file is always about one task.
         pinned = self._ask or plan.files > 1 or same is not None
         for _ in range(_ATTEMPTS):
             try:
@@ -134,7 +135,7 @@ class TaskReader:
         return None
 
     def _where(self, tgid: int, tid: int) -> str:
-        """The directory below /proc.  Of any thread, /proc/TID shows the whole process."""
+        """The directory below /proc.  /proc/TID shows the whole process, for any thread."""
         return str(tid) if self._whole else f"{tgid}/task/{tid}"
 
     def _shows_mappings(self, tgid: int, tid: int) -> bool:
@@ -158,9 +159,9 @@ def start_time(directory: Directory) -> int:
 
 
 def first_with_memory(root: int, tgid: int) -> int:
-    """The thread that shows the mappings of a process; 0 if none does.
+    """The thread with which the mappings of a process are shown; 0 if there is none.
 
-    That is the leader unless it has exited, which only shows while other threads live.
+    It is the leader, unless the leader has exited while other threads live on.
     """
     try:
         with Directory(root, str(tgid)) as directory:
@@ -180,13 +181,12 @@ def first_with_memory(root: int, tgid: int) -> int:
 def read_directory(
     plan: Plan, directory: Directory, tgid: int, records: Records | None, strict: bool
 ) -> Answer:
-    """The attributes of the task of a directory; mappings by ``records``, if given.
+    """Read the attributes of the task of a directory; its mappings only if ``records`` is given.
 
     ``tgid`` is the process that the task must belong to.
 
-    A caller who may see every task may still be kept from the mappings of one by a
-    security module.  That one then has no VMA records, unless ``strict``: then it is
-    not shown at all.
+    A security module may refuse the mappings of a task even to a caller who may see every task.
+    The task is then shown without mappings, or with ``strict`` not at all.
 
     Raises Vanished, Changed, Malformed.
     """
@@ -203,7 +203,7 @@ def read_directory(
             name = _comm(values[plan.comm] or b"", has_mm, directory)
     if plan.stat:
         fields = stat.parse(directory.read("stat"))
-        # As in status: no threads, no session, no parent: released while it was read.
+        # A task that was released while the file was written has no threads.
         if fields[_THREADS] == b"0":
             raise Vanished(directory.where)
     try:
@@ -216,7 +216,7 @@ def read_directory(
         raise Malformed(f"/proc/{directory.where} shows an unknown value: {error}") from None
     if plan.cmdline and has_mm is not False:
         args = cmdline.read(directory)
-        has_mm = bool(args) or _still(has_mm, directory)
+        has_mm = bool(args) or _still_has_mm(has_mm, directory)
         if has_mm:
             attrs.append((_CMDLINE, args))
     vmas: list[bytes] = []
@@ -238,11 +238,11 @@ def _comm(shown: bytes, has_mm: bool, directory: Directory) -> bytes:
     return kernel_comm(name, directory) if needs_care(name) else name[:COMM_MAX]
 
 
-def _still(had_mm: bool | None, directory: Directory) -> bool:
-    """Whether a task that shows no memory contents has an address space all the same.
+def _still_has_mm(had_mm: bool | None, directory: Directory) -> bool:
+    """Whether a task with an empty command line, or without mappings, has an address space.
 
-    Raises Changed if it had one before and has lost it: it exits, and what was read of
-    it so far is of another time.
+    Raises Changed if it had one before and has lost it by exiting: what was read so far then
+    does not fit the rest.
     """
     if not directory.pinned:
         raise Changed
@@ -253,7 +253,7 @@ def _still(had_mm: bool | None, directory: Directory) -> bool:
 
 
 def _vmas(plan: Plan, directory: Directory, has_mm: bool | None, records: Records) -> list[bytes]:
-    # Only the process's directory has map_files, its threads' have not.
+    # map_files is only in the directory of the process, not in those of its threads.
     up = "../../" if "/task/" in directory.where else ""
 
     def exact(start: int, end: int, shown: bytes) -> bytes:
@@ -263,7 +263,7 @@ def _vmas(plan: Plan, directory: Directory, has_mm: bool | None, records: Record
     found: list[bytes] = []
     for text in directory.read_mappings(plan.mappings, last):
         found += records(text, exact)
-    if not found and _still(has_mm, directory):
-        # It has an address space, so it has mappings; these were of its last one.
+    if not found and _still_has_mm(has_mm, directory):
+        # It has an address space, so it has mappings; those read were of an earlier one.
         raise Changed
     return found

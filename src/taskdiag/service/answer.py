@@ -1,4 +1,4 @@
-"""Answers as the file gives them: whole messages, as many as the reader's buffer holds."""
+"""Answers for the file: each read returns whole messages, as many as fit the buffer."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ("LONGEST_MESSAGE", "Answer", "MessageBuffer")
 
-#: The longest message on the file: what clients of the reference have buffers for.
+#: The longest message on the file: the size of the buffers of clients of the reference.
 LONGEST_MESSAGE = 16384
 #: The iterator's buffer (bpf_seq_read(), kernel/bpf/bpf_iter.c).  A read(2) with that much
 #: room ends between two messages.
 _BUFFER = 8 * mmap.PAGESIZE
 #: How often that is filled for one chunk.
 _FILLS = 2
-#: Bytes that are made before they are asked for; one chunk in any case.
+#: How many bytes are made ahead of the reader; one chunk in any case.
 _AHEAD = 4 * _FILLS * _BUFFER
 #: Threads that read ahead, for all open files together.
 _READERS = 8
@@ -74,7 +74,7 @@ class MessageBuffer:
         return self._data[start:end]
 
     def _cut(self, most: int) -> int:
-        """The last end of a message up to ``most``."""
+        """The end of the last message that ends at ``most`` or before."""
         data, at = self._data, self._at
         if len(data) <= most:
             return len(data)
@@ -90,8 +90,8 @@ class MessageBuffer:
 def _common_length(data: bytes) -> int:
     """The length of every message, 0 if they differ.
 
-    If each place where a message of the first one's length would begin holds that length,
-    then there the messages begin.
+    If all messages had the length of the first one, it would be found wherever one of them
+    began.  If it is, then they do.
     """
     (length,) = _LENGTH.unpack_from(data)
     count, rest = divmod(len(data), length)
@@ -101,7 +101,7 @@ def _common_length(data: bytes) -> int:
 
 
 class Answer:
-    """The answer to one request; `close` gives back what it holds.
+    """The answer to one request.  Freed by `close`.
 
     Raises what `Lease.open` and `Lease.stream` raise.
     """
@@ -109,28 +109,28 @@ class Answer:
     def __init__(self, lease: Lease, request: Request) -> None:
         self._lease = lease
         fd = lease.open(request)
-        self._source = _Short(lease.stream(request)) if fd is None else _Descriptor(fd)
+        self._source = _Shortened(lease.stream(request)) if fd is None else _Descriptor(fd)
         self._ahead = _ReadAhead(self._source)
         self._buffer = MessageBuffer(self._ahead)
 
     def read(self, size: int) -> bytes:
-        """As `MessageBuffer.read`; raises what making the answer raises, too."""
+        """As `MessageBuffer.read`; also raises errors of making the answer."""
         return self._buffer.read(size)
 
     def close(self) -> None:
-        """Stop, however much of it was read."""
+        """Stop making the answer, which need not have been read to its end."""
         self._ahead.stop()
         self._source.close()
         self._lease.close()
 
 
-class _Short:
-    """Chunks of an answer, divided into messages that are not too long for the file."""
+class _Shortened:
+    """The chunks of an answer, with messages too long for the file divided."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
 
-    def __iter__(self) -> _Short:
+    def __iter__(self) -> _Shortened:
         return self
 
     def __next__(self) -> bytes:
@@ -143,7 +143,7 @@ class _Short:
 
 
 class _Descriptor:
-    """What an iterator's descriptor gives, several of its buffers at a time."""
+    """The chunks read from an iterator's descriptor, several of its buffers at a time."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -171,10 +171,9 @@ class _Descriptor:
 
 
 class _ReadAhead:
-    """The same chunks, the next ones being made while one is consumed.
+    """The same chunks; the next ones are made by a thread while one is consumed.
 
-    If the threads that do this are busy, or held up by answers that take long, the
-    consumer makes its next chunk itself.
+    If the threads for this are busy or blocked, the consumer makes its next chunk itself.
     """
 
     _threads: ThreadPoolExecutor | None = None
@@ -207,7 +206,7 @@ class _ReadAhead:
         return chunk
 
     def _take(self) -> bytes | None:
-        """The next chunk, b"" at the end; None if nobody makes it."""
+        """The next chunk, b"" at the end; None if no thread is making it."""
         with self._change:
             while not self._ready:
                 if self._error is not None:
@@ -242,7 +241,7 @@ class _ReadAhead:
                 self._change.notify()
 
     def stop(self) -> None:
-        """Make no more of them, and wait until the one that is being made is finished."""
+        """Stop making chunks, and wait for the one that is being made."""
         with self._change:
             self._ended = True
             while self._task is not None and not self._task.cancel():

@@ -1,7 +1,7 @@
 """What workers do: read requests, make answers, send replies.
 
-Where one iterator of the kernel is the whole answer, the client gets its descriptor and
-reads it by itself; else a pipe that workers fill (`streams`).
+If one iterator of the kernel is the whole answer, the client gets its descriptor and reads it
+directly; otherwise it gets a pipe that workers fill (`streams`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = ("Answering", "Job")
 
 
 class Job:
-    """An answer that goes through a pipe, who pays for it, and what its end gives back."""
+    """An answer that goes through a pipe, with the user it is charged to and what it holds."""
 
     __slots__ = ("lease", "stream", "user")
 
@@ -68,7 +68,7 @@ class Answering:
         self._workers = WorkerPool(limits.workers, limits.workers_each)
 
     def holds_up(self, user: Hashable) -> bool:
-        """Whether a request that waits for a pipe could have one of this user's."""
+        """Whether a request that waits for a pipe could use one of this user's."""
         return self._slots.holds_up(user)
 
     def serve(self, connection: Connection) -> None:
@@ -88,13 +88,13 @@ class Answering:
         return self._workers.end(timeout)
 
     def end_job(self, job: Job) -> None:
-        """Give back what an answer held; unless all of it was written, it is cut off."""
+        """Free what an answer holds.  If it was not written to its end, it is cut off."""
         job.stream.close()
         job.lease.close()
         self._slots.free(job.user)
 
     def _add(self, connection: Connection, work: Callable[[], None]) -> None:
-        """Have something done for a connection; if it fails, that ends this connection only."""
+        """Let a worker do something for a connection; a failure ends only this connection."""
 
         def run() -> None:
             try:
@@ -143,7 +143,7 @@ class Answering:
         def begin() -> None:
             self._begin(connection, data, request, lease)
 
-        # Whoever gives a slot back calls this, so it only leaves the work to a worker.
+        # This is called by any thread that frees a slot, so it only queues the work.
         self._slots.take(connection.user, lambda: self._add(connection, begin))
 
     def _begin(self, connection: Connection, data: bytes, request: Request, lease: Lease) -> None:

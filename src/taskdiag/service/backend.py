@@ -1,4 +1,4 @@
-"""Who a client is, and an engine that answers for that client."""
+"""Identifying clients, and the engines that answer them."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class Lease:
         self._opening = shared.opening
 
     def open(self, request: Request) -> int | None:
-        """A descriptor to read the whole answer from; None if it takes a `stream`."""
+        """A descriptor that the whole answer can be read from; None if it takes a `stream`."""
         if request.strategy not in (Dump.ALL, Dump.ALL_THREAD):
-            # Reading it is the only way to find out whether there is such a process.
+            # Whether there is such a process is only known after reading.
             return None
         with self._opening:
             return self._engine.open(request)
@@ -73,7 +73,7 @@ class Lease:
         return self._engine.stream(request, self._root)
 
     def close(self) -> None:
-        """Let the engine go, for others to use or to be freed."""
+        """Give the engine back; it is then used for other requests, or freed."""
         if self._root is not None:
             self._root.close()
             self._root = None
@@ -87,7 +87,7 @@ class Backend:
 
     Safe to be used from several threads, except for `identify`, which is for one.
 
-    Raises EngineUnavailable where the kernel engine does not work.
+    Raises EngineUnavailable if the kernel engine does not work here.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class Backend:
         own = KernelEngine(facts=self.facts)
         self._host = own.host
         self._home = own.own.home()
-        # Whatever has to be known about the host is found out now, with our own identity.
+        # What programs depend on in the host is determined now, with our own identity.
         own.prepare(Show.VMA | Show.STATM)
         own.close()
         self._reader = Reader(self.facts, *self._home)
@@ -116,7 +116,7 @@ class Backend:
         return self._checked(self._reader.of_socket(fd), label)
 
     def identify_task(self, tid: int, uid: int, gid: int, label: bytes) -> Identity:
-        """A thread that waits for us, and must have that fsuid and fsgid.
+        """The identity of a thread that waits for us, and must have that fsuid and fsgid.
 
         Raises AccessDenied, NoSuchProcess.
         """
@@ -151,9 +151,9 @@ class Backend:
         return Lease(self, shared, identity)
 
     def root_of(self, identity: Identity) -> ViewerRoot | None:
-        """The client's root directory, None where paths from ours are the same.
+        """The client's root directory, None if paths from ours are the same.
 
-        Raises AccessDenied if it cannot be had any more.
+        Raises AccessDenied if the client's root cannot be taken on.
         """
         if identity.shares_paths(self._own):
             return None
@@ -188,7 +188,7 @@ class Backend:
 
 
 def label_of(tid: int) -> bytes:
-    """The security label of a thread; b"" without one, or if it cannot be read."""
+    """The security label of a thread, b"" if it has none or it cannot be read."""
     try:
         fd = os.open(f"/proc/{tid}/attr/current", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

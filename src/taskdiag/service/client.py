@@ -1,7 +1,7 @@
-"""The service engine: asks the local service, and reads what it hands out.
+"""The service engine: the client of the local service.
 
-Every command of a user without privileges imports this module, so it imports next to
-nothing itself (the socket module alone takes milliseconds).
+Every command of a user without privileges imports this module, so it imports as little as
+possible itself (the socket module alone takes milliseconds).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ("ServiceEngine",)
 
 _READ = 1 << 16
-#: Seconds to wait for a reply; the answer itself is waited for as long as it takes.
+#: Seconds to wait for a reply.  There is no limit for reading the answer.
 _PATIENCE = 60
 _FD = Struct("=i")
 
@@ -37,9 +37,9 @@ class ServiceEngine:
     >>> sum(len(chunk) for chunk in engine.stream(Request(Show.BASE))) > 0
     True
 
-    What is shown is what the service's rule lets the caller see, with the credentials
-    that it has when `stream` is called.  ``path`` is that of the socket, by default
-    ``TASKDIAG_SOCKET`` or /run/taskdiag.sock.
+    An answer shows the tasks that the caller may see with the credentials that it has when
+    `stream` is called.  ``path`` is the path of the socket, by default ``TASKDIAG_SOCKET`` or
+    /run/taskdiag.sock.
 
     Raises EngineUnavailable if there is no socket.
     """
@@ -59,10 +59,10 @@ class ServiceEngine:
     def stream(self, request: Request) -> Iterator[bytes]:
         """The answer, in chunks of whole processes.
 
-        The service has agreed to answer before this returns, so what it refuses is raised
-        here: NoSuchProcess, RequestError, AccessDenied; EngineUnavailable if it is not
-        there, too busy or does not serve this client.  EngineUnavailable is raised later
-        only if the service ends before its answer does.
+        The service has accepted the request before this returns, so its refusals are raised
+        here: NoSuchProcess, RequestError, AccessDenied, and EngineUnavailable if there is no
+        service, or it is too busy or does not serve this client.  Later, EngineUnavailable is
+        raised only if the service ends before the answer is complete.
         """
         chunks = _chunks(self._ask(request))
         return readahead(chunks) if self._read_ahead else chunks
@@ -124,7 +124,7 @@ def _chunks(fd: int) -> Iterator[bytes]:
                 continue
 
     try:
-        # The service holds the end of a message back until the rest is there.
+        # The service holds back the end of a message until there is more.
         yield from rechunk(
             read,
             EngineUnavailable(

@@ -30,17 +30,17 @@ _KERNEL_POINTER = 0xFF << 56
 
 
 class Confinement:
-    """Tells who is confined, as far as that can be told from outside.
+    """Determines who is confined, as far as that can be seen from outside.
 
-    ``word`` is where in the security blob of credentials Landlock keeps its domain,
-    None where there is no Landlock; see `landlock_word`.
+    ``word`` is the place of Landlock's domain in the security blob of credentials, None if
+    there is no Landlock; see `landlock_word`.
     """
 
     def __init__(self, word: int | None) -> None:
         self._word = word
 
     def why(self, identity: Identity, label: bytes) -> str:
-        """What confines somebody, "" if nothing is known to.
+        """The name of what confines a client, "" if nothing is known to.
 
         ``label`` is what SO_PEERSEC or /proc/PID/attr/current say.
         """
@@ -55,10 +55,10 @@ class Confinement:
 
 
 def landlock_word(reader: Reader) -> int | None:
-    """Where Landlock's domain lies in the security blob: found out by a process that has one.
+    """The place of Landlock's domain in the security blob, found with a process that has one.
 
-    None without Landlock.  Raises OSError if it is there but cannot be found: then it
-    could not be told who is confined.
+    None without Landlock.  Raises OSError if there is Landlock but the place cannot be found,
+    because confined clients could then not be recognized.
     """
     if platform.machine() not in ("x86_64", "aarch64", "riscv64"):
         return None

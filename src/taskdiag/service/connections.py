@@ -1,4 +1,4 @@
-"""The connections to the socket: who they belong to, and how many there may be."""
+"""The connections to the socket: whose they are, and how many there may be."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ("Connection", "Connections", "close_fd")
 
 
 class Connection:
-    """A client: who it is, and what it waits for.
+    """The connection of a client.
 
-    Without an ``identity`` its requests are answered with the errno ``refusal``.
+    If it has no ``identity``, its requests are answered with the errno ``refusal``.
     """
 
     __slots__ = ("busy", "identity", "pending", "refusal", "since", "socket", "user")
@@ -71,12 +71,12 @@ class Connections:
         return False
 
     def add(self, connection: Connection) -> None:
-        """Take one in."""
+        """Add a connection."""
         self._all[connection.socket.fileno()] = connection
         self._held[connection.user] = self._held.get(connection.user, 0) + 1
 
     def close(self, connection: Connection) -> None:
-        """Forget one that no worker has."""
+        """Remove a connection that no worker has."""
         if self._all.pop(connection.socket.fileno(), None) is None:
             return
         self._held[connection.user] -= 1
@@ -88,7 +88,7 @@ class Connections:
         connection.socket.close()
 
     def close_silent(self, now: float) -> None:
-        """Close those that neither ask nor take their replies."""
+        """Close connections that send no requests, or do not receive their replies."""
         for connection in list(self._all.values()):
             sent = connection.pending is None
             limit = self._limits.idle if sent else self._limits.unsent
@@ -96,7 +96,7 @@ class Connections:
                 self.close(connection)
 
     def close_all(self) -> None:
-        """Close every one."""
+        """Close all connections."""
         for connection in list(self._all.values()):
             self.close(connection)
 

@@ -1,9 +1,9 @@
-"""The file: open, write a request, read until nothing comes, as with the reference.
+"""The file: open it, write a request, and read until read(2) returns 0, as with the reference.
 
-One file in a FUSE mount of its own, for programs written for ``/proc/task_diag`` and for
-languages without a client.  Who opens it is told by the header of the request that FUSE
-sends, while the opener waits for our answer; all answers on that descriptor are for that
-identity, whoever reads them.
+It is one file in a FUSE mount of its own, for programs written for ``/proc/task_diag`` and for
+languages without a client.  The request that FUSE sends for open(2) names the opener, who waits
+for our reply meanwhile.  All answers on that descriptor are for this identity, no matter who
+reads them.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _PATIENCE = 1.0
 
 
 class OpenFile:
-    """One open file: whose it is, the request written and the answer that is being read."""
+    """One open file: its opener, the request written, and the answer that is being read."""
 
     def __init__(self, identity: Identity, backend: Backend) -> None:
         self.user: Hashable = identity.user
         self._identity = identity
         self._backend = backend
         self._lock = threading.Lock()
-        #: A request that no read has followed yet, or the error to be raised by it.
+        #: A request written but not yet read from, or the error that the first read raises.
         self._request: Request | NoSuchProcess | None = None
         self._answer: Answer | None = None
 
@@ -62,10 +62,10 @@ class OpenFile:
             self._lock.release()
 
     def write(self, data: bytes) -> None:
-        """Take a request.
+        """Accept a request.
 
-        Raises RequestError if it is malformed, OSError (EBUSY) if the last answer was not
-        read to its end.
+        Raises RequestError if it is malformed, and OSError (EBUSY) if the last answer has not
+        been read to its end.
         """
         with self._alone():
             if self._request is not None or self._answer is not None:
@@ -78,8 +78,8 @@ class OpenFile:
     def read(self, size: int) -> bytes:
         """As many whole messages of the answer as fit, b"" at its end.
 
-        Raises what making the answer raises, NoSuchProcess among it, and the request is
-        done with; OSError (EMSGSIZE) if the next message does not fit, and it stays.
+        Raises errors of making the answer, such as NoSuchProcess, which end the request, and
+        OSError (EMSGSIZE) if the next message does not fit; the message is then kept.
         """
         with self._alone():
             if self._request is not None:
@@ -114,15 +114,15 @@ class OpenFile:
             self._answer = None
 
     def close(self) -> None:
-        """Forget request and answer, however much of it was read."""
+        """Drop the request and its answer, which need not have been read to its end."""
         with self._lock:
             self._finish()
 
 
 class Files:
-    """What the mount does: a directory with one file.
+    """The operations of the mount, a directory with one file.
 
-    The names of the methods and their arguments are those of the binding.
+    The names of the methods and their arguments are those of the FUSE binding.
     """
 
     use_ns = True
@@ -134,7 +134,7 @@ class Files:
         self._lock = threading.Lock()
         self._open: dict[int, OpenFile] = {}
         self._next = 1
-        #: Whose call each thread is at, and since when.
+        #: For each thread in a call: the user, and when the call began.
         self._calls: dict[int, tuple[Hashable, float]] = {}
         self._now = time.time_ns()
 
@@ -157,7 +157,7 @@ class Files:
         return [".", "..", self._path[1:]]
 
     def truncate(self, path: str, length: int, fh: Any = None) -> int:
-        # What a shell does to a file before it writes to it.
+        # A shell truncates a file before it writes to it.
         return 0
 
     def open(self, path: str, info: Any) -> int:
@@ -175,7 +175,7 @@ class Files:
                 number, self._next = self._next, self._next + 1
                 self._open[number] = OpenFile(identity, self._backend)
         info.fh = number
-        # Every read and write comes to us as it was made.  Its position means nothing.
+        # Pass on every read and write as it is made; their positions have no meaning.
         info.direct_io = 1
         return 0
 
@@ -199,9 +199,9 @@ class Files:
 
     @contextlib.contextmanager
     def _call(self, user: Hashable) -> Iterator[None]:
-        """A call of a user, whose errors become errnos, which is what the binding knows.
+        """Run a call of a user; its errors become errnos for the binding.
 
-        There are only so many threads, so a user whose calls take too long gets EBUSY.
+        The number of threads is limited, so a user with too many long calls gets EBUSY.
         """
         now = time.monotonic()
         me = threading.get_ident()

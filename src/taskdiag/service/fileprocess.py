@@ -1,7 +1,7 @@
 """The process that serves the file.
 
-It is one of its own, since the binding (mfusepy, an extra) takes the main thread and the
-signals.
+It is a process of its own, because the FUSE binding (mfusepy, an extra) needs the main thread
+and the signals.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PATIENCE = 3
 class FileProcess:
     """The process that serves the file, from mount to unmount.
 
-    Raises EngineUnavailable with what went wrong in it.
+    Raises EngineUnavailable with the error of that process.
     """
 
     def __init__(self, mountpoint: Mountpoint) -> None:
@@ -84,7 +84,7 @@ class FileProcess:
                 self.watch(lambda: None)
             self._signal(signal.SIGTERM)
             if not self._ended.wait(_PATIENCE):
-                # A call is held up.
+                # A call is blocked.
                 self._mountpoint.unmount()
                 self._signal(signal.SIGKILL)
                 self._ended.wait(_PATIENCE)

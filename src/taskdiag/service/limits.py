@@ -1,4 +1,4 @@
-"""How much of everything the service gives out."""
+"""The limits on what clients can make the service hold."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ __all__ = ("Limits",)
 
 
 class Limits:
-    """How much of everything there may be, in all and for one user.
+    """The limits in all and for one user, and the times after which things are closed.
 
-    Seconds: ``idle`` is how long a connection may be silent, ``unsent`` how long a client
-    may leave replies unread; ``unread`` how long an answer may lie in its pipe while
-    others wait for a pipe, and ``forgotten`` how long in any case.
+    Seconds: ``idle`` is how long a connection may be silent, and ``unsent`` how long a client
+    may leave replies unread.  An answer in a pipe may stay unread for ``unread`` while others
+    wait for a pipe, and for ``forgotten`` in any case.
     """
 
     __slots__ = (
@@ -34,7 +34,7 @@ class Limits:
         self.forgotten = 600.0
 
     def fit(self) -> None:
-        """Raise RLIMIT_NOFILE to what all this takes, or lower the limits to what it allows."""
+        """Raise RLIMIT_NOFILE to what the limits need, or lower the limits to what it allows."""
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = self.connections + 8 * self.streams + 2048
         most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)

@@ -1,4 +1,4 @@
-"""What the service says on standard error."""
+"""The service's log, on standard error."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ("Complaints", "log")
 
 
 def log(message: str) -> None:
-    """One line, without control characters that a stranger may have put into it."""
+    """Write one line, without control characters, since clients may have caused its text."""
     line = clean(os.fsencode(f"taskdiag serve: {message}")) + b"\n"
     with contextlib.suppress(OSError):
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line)
 
 
 class Complaints:
-    """Logs what strangers can bring about, at most one line a second.
+    """Logs events that clients can cause, at most one line a second.
 
     Safe to be used from several threads; they may then log one line each.
     """

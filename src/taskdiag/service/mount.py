@@ -1,4 +1,4 @@
-"""Where the file is mounted, and by which libfuse."""
+"""The mount of the file, and the libfuse that serves it."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Mountpoint:
                 os.statvfs(self.path)
                 dead = False
             except OSError as error:
-                # The other is told to those who ask while the server dies.
+                # ECONNABORTED is returned while the server is dying.
                 dead = error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
             kind, source = _mounted(self.path)
             ours = kind.startswith("fuse") and source == _SOURCE
@@ -107,7 +107,7 @@ class Mountpoint:
             return
 
     def unmount(self) -> None:
-        """Unmount, whoever has the file open."""
+        """Unmount, even if the file is open."""
         ctypes.CDLL(None).umount2(os.fsencode(self.path), _MNT_DETACH)
 
     def remove(self) -> None:
@@ -137,8 +137,8 @@ def _mounted(path: str) -> tuple[str, str]:
 def load_binding() -> ModuleType:
     """The FUSE binding, mfusepy, with libfuse 3 where there is one, else libfuse 2.
 
-    By itself it would take libfuse 2 where both are installed.  FUSE_LIBRARY_PATH chooses
-    another one.
+    By itself it would choose libfuse 2 if both are installed.  FUSE_LIBRARY_PATH chooses
+    another library.
 
     Raises EngineUnavailable with what has to be installed.
     """

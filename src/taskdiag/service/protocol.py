@@ -34,14 +34,14 @@ DEFAULT_SOCKET = "/run/taskdiag.sock"
 #: Bytes of the longest request that is read.
 MOST_REQUEST = 4096
 
-#: What the service tells and the client raises; a subclass comes before its base.
+#: The errno in a reply and the exception of the client; a subclass comes before its base.
 _ERRNOS: tuple[tuple[type[Exception], int], ...] = (
     (NoSuchProcess, errno.ESRCH),
     (UnsupportedRequest, errno.EOPNOTSUPP),
     (RequestError, errno.EINVAL),
     (AccessDenied, errno.EPERM),
 )
-#: What a lack of descriptors or memory is told as.
+#: Errors for a lack of descriptors or memory, which clients get as EAGAIN.
 _SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 # struct nlmsghdr, then struct nlmsgerr: error and the header of what it is about.
@@ -74,7 +74,7 @@ def reply_error(data: bytes) -> int:
 
 
 def errno_of(error: Exception) -> int:
-    """How an error is told to a client: EIO if it is none of those that it may bring about."""
+    """The errno that a client gets for an error: EIO unless a client may cause it."""
     for kind, code in _ERRNOS:
         if isinstance(error, kind):
             # Of clients that are not served at all it is EACCES.
@@ -85,7 +85,7 @@ def errno_of(error: Exception) -> int:
 
 
 def error_of(code: int, why: str, pid: int) -> Exception:
-    """The exception for what a client was told about a request with that pid."""
+    """The exception for an errno in a reply to a request with that pid."""
     for kind, known in _ERRNOS:
         if code == known:
             if kind is NoSuchProcess:

@@ -30,8 +30,8 @@ def serve(path: str | None, file: str | None) -> int:
 def _use_one_arena() -> None:
     """Have all threads allocate from one arena (mallopt(3)).
 
-    With one for each thread, as is glibc's default, each keeps what the longest answer that
-    this thread ever made took.
+    With one arena for each thread, which is glibc's default, each keeps the memory of the
+    longest answer that its thread ever made.
     """
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)

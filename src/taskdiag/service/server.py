@@ -1,6 +1,6 @@
-"""The server: one thread that waits for sockets and pipes, and gives work to workers.
+"""The server: a main thread that waits for sockets and pipes, and passes work to workers.
 
-It takes connections in, finds out whose they are, and closes what it waits for; workers
+It accepts connections, identifies their clients, and is the only one to close them; workers
 (`answering`) read the requests and make the answers.
 """
 
@@ -44,8 +44,8 @@ _PATIENCE = 0.5
 class Server:
     """Serves the socket at ``path`` until it is told to stop.
 
-    Raises EngineUnavailable where the kernel engine does not work, or the socket cannot
-    be made.
+    Raises EngineUnavailable if the kernel engine does not work here, or the socket cannot be
+    made.
     """
 
     def __init__(self, path: str, limits: Limits | None = None) -> None:
@@ -60,7 +60,7 @@ class Server:
         self._epoll.register(self._listening, select.EPOLLIN)
         self._connections = Connections(self.limits)
         self._jobs: dict[int, Job] = {}
-        # What workers ask for that only this thread may do: closing what it waits for.
+        # Requests of workers to close a connection, which only this thread may do.
         self._posts: deque[Callable[[], None]] = deque()
         self._bell = socket.socketpair()
         for end in self._bell:
@@ -119,7 +119,7 @@ class Server:
             self._swept = now
             self._connections.close_silent(now)
             self._end_unread(answering, now)
-        # Last, so that no descriptor's number is given again while an event above is about it.
+        # Last, so that no descriptor's number is reused while an event above is about it.
         if accept:
             self._accept()
 
@@ -141,7 +141,7 @@ class Server:
                 return
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                    # Only time helps, and waiting for it must not take a whole CPU.
+                    # Only waiting helps, and it must not take a whole CPU.
                     self._complaints.log(f"cannot accept: {error.strerror}")
                     time.sleep(0.01)
                     return
@@ -154,7 +154,7 @@ class Server:
                 self._complaints.log(f"cannot tell who is connected: {error}")
 
     def _admit(self, sock: socket.socket) -> None:
-        """Find out who is connected, and whether there is room for one more of them."""
+        """Identify the client, and check whether its user may have one more connection."""
         try:
             label = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERSEC, 4096)
         except OSError:
@@ -181,8 +181,8 @@ class Server:
 
     def _end_unread(self, answering: Answering, now: float) -> None:
         """End the answers that nobody reads."""
-        # The one that was not read for longest first.  Each that ends lets another start,
-        # and only as many end as are waited for.
+        # First the one that has not been read for longest.  Each that ends lets another one
+        # start, and no more end than others wait for.
         for fd, job in sorted(self._jobs.items(), key=lambda item: item[1].stream.progress):
             waited_for = answering.holds_up(job.user)
             limit = self.limits.unread if waited_for else self.limits.forgotten
@@ -196,7 +196,7 @@ class Server:
         """Stop serving.  Answers that are being written end in the middle of a message."""
         self.listener.close()
         if not answering.end(_PATIENCE):
-            # A worker is held up in the kernel; the end of the process frees everything.
+            # A worker is blocked in the kernel; the end of the process frees everything.
             os._exit(0)
         for job in list(self._jobs.values()):
             job.stream.close()

@@ -1,6 +1,6 @@
-"""The listening socket, and what systemd wants to hear.
+"""The listening socket, and systemd's socket activation and notification.
 
-sd_listen_fds(3) and sd_notify(3) are small enough to be spoken without their library.
+The protocols of sd_listen_fds(3) and sd_notify(3) are small enough to do without libsystemd.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Listener:
             return
         _refuse_living(path)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # Made under another name and moved: nobody ever finds a socket that is not ready,
-        # and a stale one is replaced in one step.
+        # Create it under another name and rename it: no client ever finds a socket that is not
+        # ready, and a stale one is replaced atomically.
         new = f"{path}.{os.getpid()}"
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -59,7 +59,7 @@ class Listener:
             ) from None
 
     def close(self) -> None:
-        """Take the socket away, unless somebody put another one there."""
+        """Remove the socket, unless it was replaced by another one."""
         if self.socket is None:
             return
         if self._inode is not None:
@@ -120,7 +120,7 @@ def activated(environ: MutableMapping[str, str]) -> socket.socket | None:
 
 
 def notify(state: str) -> None:
-    """Tell systemd how we are, if it wants to know: "READY=1"."""
+    """Notify systemd of our state, such as "READY=1", if it has asked for that."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
         return

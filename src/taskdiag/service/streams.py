@@ -42,19 +42,19 @@ class Stream:
         self._rest = memoryview(b"")
         self._tail = b""
         self._ended = False
-        # What the engine refuses is raised here, before the client has a descriptor.
+        # Errors of the engine are raised here, before the client has a descriptor.
         self._take(next(chunks, None))
         self.reader, self.writer = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.writer, False)
         with contextlib.suppress(OSError):
-            # It may be more than pipe-max-size or pipe-user-pages-soft allow.
+            # This may exceed pipe-max-size or pipe-user-pages-soft.
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, _PIPE)
         self.progress = time.monotonic()
 
     def step(self) -> bool | None:
         """Write until the pipe is full (None), time is up (True) or the end (False).
 
-        Raises BrokenPipeError if nobody reads any more, and what making the answer raises.
+        Raises BrokenPipeError if nobody reads any more, and errors of making the answer.
         """
         until = time.monotonic() + _QUANTUM
         while time.monotonic() < until:
@@ -113,7 +113,7 @@ class Slots:
         return bool(self._workers)
 
     def holds_up(self, user: Hashable) -> bool:
-        """Whether somebody who waits could start if the user ended one stream."""
+        """Whether a waiting request could start if the user ended one stream."""
         with self._lock:
             if self._held.get(user, 0) >= self._each and user in self._waiting:
                 return True
@@ -134,7 +134,7 @@ class Slots:
         work()
 
     def free(self, user: Hashable) -> None:
-        """Give a slot back, to the next user who waits."""
+        """Free a slot, which goes to the next user who waits."""
         with self._lock:
             self._held[user] -= 1
             if not self._held[user]:

@@ -1,8 +1,8 @@
 """Worker threads: work waits in one queue per user, and users are served in turn.
 
-However much one user asks for, another's first request waits for at most one piece of
-work of each other user.  A user has a limited number of workers at a time, since a worker
-may be blocked: by slow memory that a command line is read from.
+No matter how much one user requests, the first request of another waits for at most one piece
+of work of each other user.  A user has a limited number of workers at a time, because a worker
+may be blocked by slow memory that a command line is read from.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class WorkerPool:
             thread.start()
 
     def add(self, user: Hashable, work: Work) -> None:
-        """Put something at the end of a user's queue."""
+        """Append work to a user's queue."""
         with self._change:
             queue = self._queues.get(user)
             if queue is None:
@@ -93,7 +93,7 @@ class WorkerPool:
                         del self._queues[user]
 
     def _requeue(self, user: Hashable, queue: _Queue) -> None:
-        """Put a user behind all others, if work of that user waits."""
+        """Put a user after all others, if the user has work that waits."""
         if queue.work and queue.busy < self._each and user not in self._ready:
             self._ready.append(user)
             self._change.notify()

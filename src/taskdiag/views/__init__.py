@@ -1,4 +1,4 @@
-"""Views: what people and programs see of a stream (JSON lines, process tables).
+"""Views: a stream as output for people and programs (JSON lines, process tables).
 
 Views know nothing of engines; they take chunks of a stream or decoded tasks.
 """

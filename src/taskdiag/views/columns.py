@@ -1,9 +1,9 @@
 """The columns of ``ps``: procps-ng 4.0.2's names, headers, widths and values.
 
-A `Kind` says how a value comes about: which fields of the contract it needs and a
-Python expression over them, which :mod:`taskdiag.views.ps` compiles into its row
-formatter.  Where the text of a value is worth keeping (few different values, many
-rows) the kind has a `Cache`, ``{c}`` in the expression, that makes each text once.
+A `Kind` says how a value is computed: which fields of the contract it needs, and a Python
+expression over them, which :mod:`taskdiag.views.ps` compiles into its row formatter.  If a
+column has few different values, its kind has a `Cache`, ``{c}`` in the expression, that makes
+each text once.
 `COLUMNS` then gives every name its header, width, justification and kind.
 """
 
@@ -265,7 +265,7 @@ def _command_name(width: int) -> Texts:
 
 
 def bracketed(name: bytes, state: int, cmdline: bytes | None) -> bytes:
-    """What is shown of a task that has no arguments: its name in brackets."""
+    """The text for a task without arguments: its name in brackets."""
     if cmdline:
         return b"?"  # It has arguments, but they are only NULs.
     text = b"[" + clean(name.partition(b"\0")[0]) + b"]"
