@@ -28,13 +28,16 @@ __all__ = (
     "open_procfs",
 )
 
-_open, _read, _close = os.open, os.read, os.close
+_open, _read, _readv, _close = os.open, os.read, os.readv, os.close
 _READ = os.O_RDONLY | os.O_CLOEXEC
 
 #: The first read of a file.  stat and status nearly always fit.
 BLOCK = 4096
-#: How much of maps and smaps is read at a time; the kernel returns about a page.
-_MAPPINGS = 1 << 13
+#: One read(2) of maps or smaps gives at most about a page, however much is asked for.
+#: readv(2) goes on to the next buffer if the last one was filled, and one of half a page
+#: nearly always is (fs/seq_file.c, ``seq_read_iter``; fs/read_write.c,
+#: ``do_loop_readv_writev``).  So a single call gives most files whole.
+_MAPPINGS, _MAPPINGS_COUNT = 1 << 11, 32
 #: The longest text that is yielded as one piece.
 _PIECE = 1 << 19
 #: Sizes to try, one after the other, for a file that must be read by one read(2).
@@ -127,12 +130,13 @@ class Directory:
 
         Raises Changed at the end if it was not, Vanished, or OSError with the path.
         """
+        buffers = _Buffers.take()
         try:
             fd = _open(self._prefix + name, _READ, dir_fd=self._fd)
             try:
                 pieces: list[bytes] = []
                 size = 0
-                while data := self._read_paths(fd):
+                while data := self._read_paths(fd, buffers):
                     pieces.append(data)
                     size += len(data)
                     if size >= _PIECE:
@@ -149,13 +153,14 @@ class Directory:
                 _close(fd)
         except OSError as error:
             raise explain(error, f"{self.where}/{name}") from None
+        finally:
+            buffers.keep()
 
-    def _read_paths(self, fd: int) -> bytes:
+    def _read_paths(self, fd: int, buffers: _Buffers) -> bytes:
         """The next bytes of a file that shows paths."""
         if self._through is None:
-            return _read(fd, _MAPPINGS)
-        data: bytes = self._through(_read, fd, _MAPPINGS)
-        return data
+            return buffers.content(_readv(fd, buffers.pieces))
+        return buffers.content(self._through(_readv, fd, buffers.pieces))
 
     def readlink(self, name: str) -> bytes:
         """Where a link points to.  Raises OSError as it comes."""
@@ -197,6 +202,36 @@ class Directory:
     ) -> None:
         if self.pinned:
             _close(self._fd)
+
+
+class _Buffers:
+    """Memory for one readv(2) of maps or smaps, kept for the next file."""
+
+    __slots__ = ("_whole", "pieces")
+
+    #: Those that are not in use, at most as many as there were threads at once.
+    _idle: list[_Buffers] = []  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self._whole = whole = memoryview(bytearray(_MAPPINGS * _MAPPINGS_COUNT))
+        starts = range(0, len(whole), _MAPPINGS)
+        self.pieces = [whole[start : start + _MAPPINGS] for start in starts]
+
+    @classmethod
+    def take(cls) -> _Buffers:
+        """Some that nobody else uses until `keep` is called."""
+        try:
+            return cls._idle.pop()
+        except IndexError:
+            return cls()
+
+    def keep(self) -> None:
+        """Let others use them."""
+        self._idle.append(self)
+
+    def content(self, size: int) -> bytes:
+        """A copy of what a call has read."""
+        return bytes(self._whole[:size])
 
 
 def _readlink_fd(fd: int) -> bytes:

@@ -52,19 +52,24 @@ _LINE_LENGTH = 28
 class _Layout:
     """The lines of an entry of smaps, as this kernel writes them.
 
-    Offsets count from the newline that ends the entry's first line.
+    ``lines`` are those that `statistics` needs, ``before`` and ``after`` how many bytes
+    there are between the entry's first line and them, and from them to the VmFlags line.
 
-    ``flags``   where the newline in front of VmFlags is
-    ``first``   where the lines begin that `statistics` needs
-    ``last``    where they end
+    ``entries`` cuts a file that ends with a VmFlags line into its entries.  Each is given
+    whole, and with it start, end, the text behind these, ``lines`` and the flags; these are
+    all empty if the entry has another layout.
     """
 
-    __slots__ = ("_keys", "_names", "_numbers", "_unpack", "first", "flags", "last")
+    __slots__ = ("_keys", "_names", "_numbers", "_unpack", "entries")
 
-    def __init__(self, flags: int, first: int, lines: list[bytes]) -> None:
-        self.flags = flags
-        self.first = first
-        self.last = first + _LINE_LENGTH * len(lines)
+    def __init__(self, before: int, lines: list[bytes], after: int) -> None:
+        # Every entry matches one of the alternatives, so nothing is left out between two.
+        self.entries = re.compile(
+            rb"(([0-9a-f]+)-([0-9a-f]+) ([^\n]*)\n"
+            rb".{%d}(.{%d}).{%d}(?<=\n)VmFlags: ([^\n]*)\n|.*?\nVmFlags: [^\n]*\n)"
+            % (before, _LINE_LENGTH * len(lines), after),
+            re.DOTALL,
+        ).findall
         self._unpack = Struct("=" + _LINE * len(lines)).unpack
         self._keys = tuple(line[:16] for line in lines)
         names = [line.partition(b":")[0] for line in lines]
@@ -100,8 +105,12 @@ def layout_of(entry: bytes) -> _Layout | None:
     # A wider number would move all that follows.
     if any(len(line) + 1 != _LINE_LENGTH for line in block):
         return None
-    begin = 1 + sum(len(line) + 1 for line in lines[: needed[0]])
-    return _Layout(len(text), begin, block)
+    before, after = lines[: needed[0]], lines[needed[-1] + 1 :]
+    return _Layout(_length(before), block, _length(after))
+
+
+def _length(lines: list[bytes]) -> int:
+    return sum(len(line) + 1 for line in lines)
 
 
 class Records:
@@ -188,35 +197,23 @@ class Records:
         layout = self._layout or self._learn(data)
         if layout is None:
             return self._strict(data, exact)
-        first, last, flags_at = layout.first, layout.last, layout.flags
+        if data.rfind(_VMFLAGS) != data.rfind(b"\n", 0, -1):
+            raise Malformed("/proc/PID/smaps ends in the middle of a mapping")
         tails, names, stats = self._tails, self._flags, self._stats
-        pack, find, join = _HEAD.pack, data.find, b"".join
+        pack = _HEAD.pack
         records = []
-        at, size = 0, len(data)
-        while at < size:
-            line_end = find(b"\n", at)
-            mark = line_end + flags_at
-            if data[mark : mark + 10] == _VMFLAGS:
-                stop = find(b"\n", mark + 10)
-                text = data[line_end + first : line_end + last]
+        for entry, start, end, tail, text, shown in layout.entries(data):
+            if start:
                 stat = stats.get(text) or self._stat(layout, text)
-                start, _, rest = data[at:line_end].partition(b"-")
-                end, _, tail = rest.partition(b" ")
-                found = tails.get(tail) or self._tail(data[at:line_end], tail)
+                found = tails.get(tail) or self._tail(entry[: entry.find(b"\n")], tail)
                 if stat is not None and found is not None:
-                    shown = data[mark + 10 : stop]
                     flags = names.get(shown)
                     if flags is None:
                         flags = remember(names, shown, maps.flags_of(shown))
                     head = pack(int(start, 16), int(end, 16), flags)
-                    records.append(join((head, found[1], stat, found[2])))
-                    at = stop + 1
+                    records.append(head + found[1] + stat + found[2])
                     continue
-            stop = find(b"\n", find(_VMFLAGS, at) + 1)
-            if stop < line_end:
-                return records + self._strict(data[at:], exact)
-            records += self._strict(data[at : stop + 1], exact)
-            at = stop + 1
+            records += self._strict(entry, exact)
         return records
 
     def _learn(self, data: bytes) -> _Layout | None:
