@@ -22,7 +22,7 @@ with one ``%``.  No message becomes an object.  For ``ps -o pid,stat`` it is::
 Columns keep their place as in procps-ng: a value that is too wide pushes what
 follows to the right, and the row falls back into step as soon as there is room.
 That is rare, so it is handled by noticing that the row's length is not what the
-format makes it, and laying out just that row again (`Table._lay_out`).
+format makes it, and laying out just that row again (`lay_out`).
 
 Whatever is not exactly as expected (a message in several parts, an attribute that
 was not asked for, damage) goes through the strict decoder.
@@ -121,7 +121,7 @@ class Table:
         """The line of headers; nothing if all are empty."""
         if not any(item.header for item in self.columns):
             return b""
-        return self._lay_out([clean(item.header.encode()) for item in self.columns]) + b"\n"
+        return lay_out(self.columns, [clean(item.header.encode()) for item in self.columns])
 
     def format_chunks(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         """The rows of a stream, in blocks of whole lines.
@@ -196,30 +196,6 @@ class Table:
             rows = [row if len(row) <= width else clip(row[:-1], width) + b"\n" for row in rows]
         return b"".join(rows)
 
-    # --- The layout of a row whose values do not fit their columns, as in procps-ng ---
-
-    def _lay_out(self, values: Sequence[int | bytes]) -> bytes:
-        row = b""
-        #: Where the column should start, and where the row ends so far.
-        correct = actual = 0
-        last = len(self.columns) - 1
-        for index, (item, value) in enumerate(zip(self.columns, values, strict=True)):
-            text = b"%d" % value if isinstance(value, int) else value
-            if index < last:
-                text = text.rstrip(b" ")
-            amount = cells(text)
-            pad = item.width - amount if item.just == "R" and amount < item.width else 0
-            space = correct - actual + pad
-            if space < 1:
-                space = 1 if index else 0
-            row += b" " * space + text
-            actual += space + amount
-            correct += item.width + 1
-        return row
-
-    def _lay_out_row(self, values: Sequence[int | bytes]) -> bytes:
-        return self._lay_out(values) + b"\n"
-
     # --- Compilation ---
 
     def _compile(self) -> None:
@@ -234,7 +210,8 @@ class Table:
         self._layout = full
         self._variables = (*fields, *(("cmdline",) if self._cmdline else ()))
         names = self._names
-        names.update(exact=self._lay_out_row, other=self._other)
+        columns = self.columns
+        names.update(exact=lambda values: lay_out(columns, values), other=self._other)
         source = self._mixed_source(full, bare, fields, body)
         if self._always:
             source += self._uniform_source(full, fields, body)
@@ -482,6 +459,27 @@ class _Layout:
             at = offset + Struct("=" + item).size
             names.append(name)
         return Struct(f"{code}{max(0, self.size - at)}x"), ", ".join(names) + ", "
+
+
+def lay_out(columns: Sequence[Column], values: Sequence[int | bytes]) -> bytes:
+    """A row whose values do not fit their columns, as procps-ng lays it out."""
+    row = b""
+    #: Where the column should start, and where the row ends so far.
+    correct = actual = 0
+    last = len(columns) - 1
+    for index, (item, value) in enumerate(zip(columns, values, strict=True)):
+        text = b"%d" % value if isinstance(value, int) else value
+        if index < last:
+            text = text.rstrip(b" ")
+        amount = cells(text)
+        pad = item.width - amount if item.just == "R" and amount < item.width else 0
+        space = correct - actual + pad
+        if space < 1:
+            space = 1 if index else 0
+        row += b" " * space + text
+        actual += space + amount
+        correct += item.width + 1
+    return row + b"\n"
 
 
 def _cell(item: Column) -> str:
