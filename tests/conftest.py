@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import hypothesis
 import pytest
@@ -38,9 +39,12 @@ if TYPE_CHECKING:
     from taskdiag.engine import Engine
 
 # Children that become other users may not be able to read this checkout any more.
-for _, _name, _ in pkgutil.walk_packages(taskdiag.__path__, "taskdiag."):
-    if not _name.endswith("__main__"):
-        importlib.import_module(_name)
+# Whether the locale is UTF-8 is decided on import.  Tests that format in this process
+# expect it to be, whatever it is here: on a machine without any setting it is C.
+with mock.patch.dict(os.environ, {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"}):
+    for _, _name, _ in pkgutil.walk_packages(taskdiag.__path__, "taskdiag."):
+        if not _name.endswith("__main__"):
+            importlib.import_module(_name)
 
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile("taskdiag", deadline=None)
