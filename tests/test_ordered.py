@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -109,3 +111,20 @@ def test_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(module, "start_new_thread", refuse)
     assert list(ordered(lambda item: item, iter(range(100)), lambda _: 1)) == list(range(100))
+
+
+def test_an_abandoned_call_does_not_hold_up_the_interpreter() -> None:
+    """The last garbage collection finds the generator when its threads run no more."""
+    script = (
+        "import gc, os, time\n"
+        "from taskdiag import ordered\n"
+        "os.sched_getaffinity = lambda pid: {0, 1}\n"
+        "results = ordered.ordered(lambda n: time.sleep(0.01) or b'', iter(range(10**6)), len)\n"
+        "next(results), next(results)\n"
+        "class Cycle: pass\n"
+        "cycle = Cycle()\n"
+        "cycle.itself, cycle.results = cycle, results\n"
+        "gc.disable()\n"
+        "del cycle, results\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -53,3 +55,20 @@ def test_the_reader_is_done_when_the_taker_stops() -> None:
 def test_a_single_cpu_reads_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     assert list(readahead(iter([b"a", b"b"]))) == [b"a", b"b"]
+
+
+def test_an_abandoned_reader_does_not_hold_up_the_interpreter() -> None:
+    """The last garbage collection finds the generator when its thread runs no more."""
+    script = (
+        "import gc, os, time\n"
+        "from taskdiag import readahead\n"
+        "os.sched_getaffinity = lambda pid: {0, 1}\n"
+        "chunks = readahead.readahead(iter(lambda: time.sleep(0.01) or b'x', b''))\n"
+        "next(chunks), next(chunks)\n"
+        "class Cycle: pass\n"
+        "cycle = Cycle()\n"
+        "cycle.itself, cycle.chunks = cycle, chunks\n"
+        "gc.disable()\n"
+        "del cycle, chunks\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -6,6 +6,7 @@ This is useful if most of the work is done inside system calls, which release th
 from __future__ import annotations
 
 import os
+import sys
 from _queue import SimpleQueue
 from _thread import allocate_lock, start_new_thread
 from collections import deque
@@ -150,6 +151,10 @@ class _Team:
     def end(self) -> None:
         """Stop the other threads and wait until they have ended."""
         self._over = True
+        if sys.is_finalizing():
+            # The interpreter exits.  Its other threads do not run any more, so that one
+            # would wait for them forever.
+            return
         for _ in range(self._threads):
             self._room.put(None)
         for _ in range(self._threads):

@@ -73,6 +73,8 @@ def readahead(chunks: Iterator[T]) -> Generator[T, None, None]:
         # Wait for the thread, since the caller may then close the descriptor.
         over = True
         leave.put(None)
-        while chunk is not None and not isinstance(chunk, BaseException):
-            chunk = ready.get()
-        sys.setswitchinterval(interval)
+        # When the interpreter exits, its other threads do not run any more.
+        if not sys.is_finalizing():
+            while chunk is not None and not isinstance(chunk, BaseException):
+                chunk = ready.get()
+            sys.setswitchinterval(interval)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from ..errors import RequestError
 from .arguments import asks_for_help, unknown
 from .output import write
@@ -34,7 +36,10 @@ def run(args: list[str], engine: str | None) -> int:
     values = _parse(args)
     from ..service.serve import serve
 
-    return serve(values.get("--socket"), values.get("--file"))
+    status = serve(values.get("--socket"), values.get("--file"))
+    # Threads may still be busy with answers that nobody reads any more, and there is
+    # nothing left to be written.
+    os._exit(status)
 
 
 def _parse(args: list[str]) -> dict[str, str]:
