@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -109,3 +111,19 @@ def test_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(module, "start_new_thread", refuse)
     assert list(ordered(lambda item: item, iter(range(100)), lambda _: 1)) == list(range(100))
+
+
+def test_an_interpreter_that_ends_does_not_wait_for_threads() -> None:
+    """They are stopped before what is left in reference cycles is closed."""
+    script = (
+        "import gc, time\n"
+        "from taskdiag.ordered import ordered\n"
+        "gc.disable()\n"
+        "results = ordered(lambda _: time.sleep(0.01), iter(range(10**9)), lambda _: 1)\n"
+        "next(results), next(results)\n"
+        "kept = [results]\n"
+        "kept.append(kept)\n"
+        "del results, kept\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=30)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -53,3 +55,23 @@ def test_the_reader_is_done_when_the_taker_stops() -> None:
 def test_a_single_cpu_reads_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     assert list(readahead(iter([b"a", b"b"]))) == [b"a", b"b"]
+
+
+def test_an_interpreter_that_ends_does_not_wait_for_the_thread() -> None:
+    """It is stopped before what is left in reference cycles is closed."""
+    script = (
+        "import gc, time\n"
+        "from taskdiag.readahead import readahead\n"
+        "def slow():\n"
+        "    while True:\n"
+        "        time.sleep(0.01)\n"
+        "        yield b'chunk'\n"
+        "gc.disable()\n"
+        "chunks = readahead(slow())\n"
+        "next(chunks)\n"
+        "kept = [chunks]\n"
+        "kept.append(kept)\n"
+        "del chunks, kept\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=30)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")

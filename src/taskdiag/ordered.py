@@ -6,6 +6,7 @@ Worth it where most of the work is done inside system calls, which release the G
 from __future__ import annotations
 
 import os
+import sys
 from _queue import SimpleQueue
 from _thread import allocate_lock, start_new_thread
 from collections import deque
@@ -150,6 +151,9 @@ class _Team:
     def end(self) -> None:
         """Stop the other threads and wait until they have ended."""
         self._over = True
+        # Where a generator is closed because the interpreter ends, they do not run any more.
+        if sys.is_finalizing():
+            return
         for _ in range(self._threads):
             self._room.put(None)
         for _ in range(self._threads):

@@ -73,6 +73,7 @@ def readahead(chunks: Iterator[T]) -> Generator[T, None, None]:
         # Whoever owns what is read from may close it now: the thread is done with it.
         over = True
         leave.put(None)
-        while chunk is not None and not isinstance(chunk, BaseException):
+        # Where the interpreter ends, the thread does not run any more.
+        while not (chunk is None or isinstance(chunk, BaseException) or sys.is_finalizing()):
             chunk = ready.get()
         sys.setswitchinterval(interval)
