@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import mmap
 import os
 import re
@@ -23,7 +24,7 @@ from typing import Any
 import pytest
 
 import taskdiag
-from conftest import missing, open_engine
+from conftest import missing, need, open_engine
 from population import (
     CLONE_NEWNS,
     MS_REC_PRIVATE,
@@ -203,10 +204,9 @@ def test_over_the_socket(service: Service, kind: str, user: bool) -> None:
 def test_through_the_file(kind: str) -> None:
     if not os.path.exists("/dev/fuse"):
         missing("there is no /dev/fuse")
-    try:
-        import mfusepy  # noqa: F401
-    except (ImportError, OSError) as error:
-        missing(f"the FUSE binding is not available: {error}")
+    need("libfuse3.so")
+    if importlib.util.find_spec("mfusepy") is None:
+        missing("mfusepy is not installed: pip install mfusepy")
     with directory() as where:
         mountpoint = f"{where}/mount"
         os.mkdir(mountpoint)
