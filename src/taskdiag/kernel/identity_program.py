@@ -284,13 +284,18 @@ def _living_thread(a: _Program) -> None:
     a.jump("==", R9, R8, none)
     a.jump("==", R9, 0, none)
     a.alu("sub", R9, thread_node)
+    _repeat(a, loop)
+    a.label(none)
+    a.mov(R9, 0)
+    a.label(found)
+
+
+def _repeat(a: _Program, loop: str) -> None:
+    """Go to ``loop`` again, as often as the local at _COUNT says."""
     a.load(R1, R10, _COUNT)
     a.alu("sub", R1, 1)
     a.store(R10, _COUNT, R1)
     a.jump("!=", R1, 0, loop)
-    a.label(none)
-    a.mov(R9, 0)
-    a.label(found)
 
 
 def _boottime_offset(a: _Program) -> None:
@@ -338,10 +343,7 @@ def _root(a: _Program) -> None:
     a.read(R8, R7, "mount", "mnt_mountpoint")
     a.read(R7, R7, "mount", "mnt_parent")
     a.alu("add", R7, inside)
-    a.load(R1, R10, _COUNT)
-    a.alu("sub", R1, 1)
-    a.store(R10, _COUNT, R1)
-    a.jump("!=", R1, 0, loop)
+    _repeat(a, loop)
     a.label(no)
     a.mov(R0, 0)
     a.goto(done)
