@@ -153,7 +153,7 @@ MAPPINGS = st.tuples(
 
 @given(st.lists(MAPPINGS, max_size=5))
 def test_maps(mappings: list[tuple[int, int, bytes, int, int, int, int, bytes]]) -> None:
-    found = maps.parse_maps(b"".join(line_of(values) + b"\n" for values in mappings))
+    found = by_line(b"".join(line_of(values) + b"\n" for values in mappings))
     assert found == [
         ((*values[:2], maps.perms_of(values[2]), *values[3:]), b"") for values in mappings
     ]
@@ -214,9 +214,17 @@ def entry_of(
     return line_of(mapping) + b"\n" + "\n".join(lines).encode() + b"\nVmFlags: " + flags + b"\n"
 
 
+def by_line(data: bytes) -> list[tuple[maps.Mapping, bytes]]:
+    """The mappings of a maps file, which has no statistics."""
+    lines = data.split(b"\n")
+    if lines.pop():
+        raise Malformed("the file ends in the middle of a line")
+    return [(maps.parse_line(line), b"") for line in lines]
+
+
 def by_lines(data: bytes, smaps: bool) -> list[bytes]:
     """The records that the parser makes that goes line by line."""
-    found = maps.parse_smaps(data, plan.statistics) if smaps else maps.parse_maps(data)
+    found = maps.parse_smaps(data, plan.statistics) if smaps else by_line(data)
     records = []
     for (start, end, flags, pgoff, major, minor, inode, shown), numbers in found:
         name = exact(start, end, shown)

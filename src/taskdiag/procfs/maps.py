@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ("flags_of", "parse_maps", "parse_smaps", "perms_of")
+__all__ = ("flags_of", "parse_smaps", "perms_of")
 
 #: VmFlags of smaps (fs/proc/task_mmu.c, ``show_smap_vma_flags``) in the ABI's numbering.
 _NAMES = {
@@ -114,17 +114,6 @@ def parse_line(line: bytes) -> Mapping:
         int(start, 16), int(end, 16), _COLUMN[perms], int(pgoff, 16),
         int(major, 16), int(minor, 16), int(inode), name,
     )  # fmt: skip
-
-
-def parse_maps(data: bytes) -> list[tuple[Mapping, bytes]]:
-    """The mappings of a maps file, each with b"" in place of statistics.
-
-    Names are as shown, with newlines escaped.  Raises Malformed.
-    """
-    lines = data.split(b"\n")
-    if lines.pop():
-        raise Malformed("/proc/PID/maps ends in the middle of a line")
-    return [(parse_line(line), b"") for line in lines]
 
 
 def parse_smaps(
