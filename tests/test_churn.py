@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -186,3 +188,40 @@ def test_children_that_vanish(engine: Engine) -> None:
                 assert task.base is not None
                 assert task.base.ppid == pid
         os.kill(pid, signal.SIGSTOP)
+
+
+#: A process that changes the protection of one of its 128 pages all the time.
+MPROTECT = """
+import ctypes, mmap, os
+ctypes.CDLL(None).prctl(1, 9)
+page = mmap.PAGESIZE
+area = mmap.mmap(-1, 128 * page, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, 3)
+start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+mprotect = ctypes.CDLL(None).mprotect
+mprotect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+for at in range(start, start + 128 * page, 2 * page):
+    mprotect(at, page, 1)
+os.write(1, b"%x\\n" % start)
+while True:
+    for protection in (0, 1):
+        mprotect(start + 64 * page, page, protection)
+"""
+
+
+def test_no_mapping_is_left_out_while_it_is_changed(engine: Engine) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", MPROTECT], stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            start = int(process.stdout.readline(), 16)
+            until = time.monotonic() + LONG
+            while time.monotonic() < until:
+                (task,) = taskdiag.dump("vma", pid=process.pid, engine=engine)
+                at = start
+                for vma in task.vmas or ():
+                    if vma.start == at:
+                        at = vma.end
+                assert at >= start + 128 * mmap.PAGESIZE
+        finally:
+            process.kill()

@@ -33,6 +33,8 @@ _NAME_MAX = 80
 FMODE_BACKING = 1 << 24
 FMODE_BACKING_OLD = 1 << 25
 MM_CONTEXT_HAS_VSYSCALL = 1 << 1
+# RWSEM_WRITER_LOCKED, kernel/locking/rwsem.c; a macro.
+_WRITER_LOCKED = 1 << 0
 
 # How the kernel's VM_* bits become those of the ABI: shift right, then keep these bits.
 _FLAG_MOVES = (
@@ -61,6 +63,11 @@ def missing(facts: Facts) -> str:
         return "kfunc bpf_iter_task_vma_new (6.7)"
     if not facts.has_member("mm_struct", "context.vdso"):
         return "mm_struct::context.vdso"
+    if _may_skip(facts) and not (
+        facts.has_member("mm_struct", "mm_lock_seq.sequence")
+        or facts.has_member("mm_struct", "mmap_lock.count.counter")
+    ):
+        return "mm_struct::mm_lock_seq as a seqcount (6.13)"
     return ""
 
 
@@ -99,7 +106,7 @@ def emit(c: Emitter) -> None:
     messages about a process other than that of `_pick_thread`.
 
     Mappings are deferred to procfs if there are more than fit a message, if the path of a file
-    is not the one that /proc shows (overlayfs), or if the memory is locked for writing.
+    is not the one that /proc shows (overlayfs), or if the task is changing its mappings.
     """
     done, close = "vma done", "vma close"
     iterator = c.scratch()
@@ -188,6 +195,10 @@ def _pick_thread(c: Emitter, iterator: int, other: str) -> None:
 def _walk(c: Emitter, iterator: int) -> None:
     """Append a record for each mapping of the task."""
     loop, end, file, defer = "vma", "vma end", "vma file", "vma defer walk"
+    skips = _may_skip(c.facts)
+    if skips:
+        _changes(c)
+        c.set("changes", R0)
     c.mov(R1, R10)
     c.alu("add", R1, iterator)
     c.get(R2, "task")
@@ -216,6 +227,41 @@ def _walk(c: Emitter, iterator: int) -> None:
     c.goto(loop)
     c.label(end)
     _call(c, iterator, "bpf_iter_task_vma_destroy")
+    if skips:
+        _changes(c)
+        c.get(R1, "changes")
+        c.jump("!=", R0, R1, _DEFER)
+
+
+def _may_skip(facts: Facts) -> bool:
+    """Whether the iterator passes over mappings that are being changed."""
+    # Linux kernel commit bee9ef4a40a2 ("bpf: switch task_vma iterator from mmap_lock to
+    # per-VMA locks"), also in 6.18.44: the mmap lock is no longer held from one mapping to
+    # the next, and a mapping that is locked for writing is left out.  Without
+    # CONFIG_PER_VMA_LOCK it can no longer be used, and every task is deferred.
+    return facts.has_member("bpf_iter_task_vma_kern_data", "next_addr") and (
+        facts.has_member("mm_struct", "mm_lock_seq")
+    )
+
+
+def _changes(c: Emitter) -> None:
+    """R0 = how often the mmap lock was taken for writing; jumps to _DEFER while it is.
+
+    If the number is the same before and after a walk, no mapping has changed meanwhile, as in
+    mmap_lock_speculate_retry() (include/linux/mmap_lock.h).  The functions of the iterator are
+    barriers, since they take and drop a reference to the mm.
+    """
+    c.get(R4, "mm")
+    # Since Linux kernel commit eb449bd96954 ("mm: convert mm_lock_seq to a proper seqcount")
+    # (in v6.13), the number is odd while the lock is held; before, it changes only when the
+    # lock is released.
+    if c.facts.has_member("mm_struct", "mm_lock_seq.sequence"):
+        c.follow(R0, R4, "mm_struct", "mm_lock_seq.sequence")
+        c.jump("&", R0, 1, _DEFER)
+    else:
+        c.follow(R0, R4, "mm_struct", "mmap_lock.count.counter")
+        c.jump("&", R0, _WRITER_LOCKED, _DEFER)
+        c.follow(R0, R4, "mm_struct", "mm_lock_seq")
 
 
 def _finish_record(c: Emitter, defer: str) -> None:
