@@ -38,7 +38,7 @@ _LENGTH = Struct("=I")
 
 
 class MessageBuffer:
-    """Cuts chunks of whole messages into pieces of whole messages.
+    """Cuts chunks of whole messages into pieces of whole messages, none of them too long.
 
     >>> buffer = MessageBuffer(iter([bytes([40, 0, 0, 0]) + bytes(36)] * 3))
     >>> [len(buffer.read(100)) for _ in range(3)]
@@ -67,24 +67,29 @@ class MessageBuffer:
             self._at = 0
             self._each = _common_length(self._data)
         start = self._at
-        end = self._cut(start + size)
+        end = self._cut(size)
         if end == start < len(self._data):
             raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
         self._at = end
         return self._data[start:end]
 
-    def _cut(self, most: int) -> int:
-        """The end of the last message that ends at ``most`` or before."""
-        data, at = self._data, self._at
-        if len(data) <= most:
-            return len(data)
-        if self._each:
-            return at + (most - at) // self._each * self._each
-        while True:
-            end: int = at + _LENGTH.unpack_from(data, at)[0]
-            if end > most:
-                return at
-            at = end
+    def _cut(self, size: int) -> int:
+        """The end of the messages that fit.  One that is too long for the file is divided."""
+        data, at, each = self._data, self._at, self._each
+        if 0 < each <= LONGEST_MESSAGE:
+            return min(at + size // each * each, len(data))
+        most, length_at = at + size, _LENGTH.unpack_from
+        while at < len(data):
+            (length,) = length_at(data, at)
+            if length > LONGEST_MESSAGE:
+                divided = shorten(data[at : at + length], LONGEST_MESSAGE)
+                self._data = data = data[:at] + divided + data[at + length :]
+                self._each = 0
+            elif at + length > most:
+                break
+            else:
+                at += length
+        return at
 
 
 def _common_length(data: bytes) -> int:
@@ -109,7 +114,7 @@ class Answer:
     def __init__(self, lease: Lease, request: Request) -> None:
         self._lease = lease
         fd = lease.open(request)
-        self._source = _Shortened(lease.stream(request)) if fd is None else _Descriptor(fd)
+        self._source = lease.stream(request) if fd is None else _Descriptor(fd)
         self._ahead = _ReadAhead(self._source)
         self._buffer = MessageBuffer(self._ahead)
 
@@ -120,26 +125,10 @@ class Answer:
     def close(self) -> None:
         """Stop making the answer, which need not have been read to its end."""
         self._ahead.stop()
-        self._source.close()
-        self._lease.close()
-
-
-class _Shortened:
-    """The chunks of an answer, with messages too long for the file divided."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-
-    def __iter__(self) -> _Shortened:
-        return self
-
-    def __next__(self) -> bytes:
-        return shorten(next(self._chunks), LONGEST_MESSAGE)
-
-    def close(self) -> None:
-        close = getattr(self._chunks, "close", None)
+        close = getattr(self._source, "close", None)
         if close is not None:
             close()
+        self._lease.close()
 
 
 class _Descriptor:
