@@ -203,12 +203,12 @@ def test_slots() -> None:
     for user in "aaabb":
         slots.take(user, wants(user))
     assert taken == ["a", "a", "b"]
-    assert slots.wanted
+    assert all(slots.holds_up(user) for user in "ab")
     slots.free("a")
     assert taken[3:] in (["a"], ["b"])
     slots.free("b")
     assert sorted(taken) == list("aaabb")
-    assert not slots.wanted
+    assert not any(slots.holds_up(user) for user in "ab")
 
 
 def test_slots_hold_up_only_who_could_use_them() -> None:

@@ -107,11 +107,6 @@ class Slots:
         self._waiting: dict[Hashable, deque[Callable[[], None]]] = {}
         self._workers: deque[Hashable] = deque()
 
-    @property
-    def wanted(self) -> bool:
-        """Whether anyone waits for a slot."""
-        return bool(self._workers)
-
     def holds_up(self, user: Hashable) -> bool:
         """Whether a waiting request could start if the user ended one stream."""
         with self._lock:
