@@ -28,6 +28,7 @@ TESTS = (
     "tests/test_kernel_engine.py",
     "tests/test_names.py",
     "tests/test_sched.py",
+    "tests/test_stacked.py",
     "tests/test_vma.py",
 )
 

@@ -133,40 +133,46 @@ class StackedNames:
         The number may belong to another task by now, and the task may have other mappings.  But
         if a file with this device and inode number is mapped at this place, it is the file.
         """
-        found: dict[bytes, bytes] = {}
-        size = 0
         try:
             with Directory(self._proc, str(tid), False, self._through) as directory:
-                for text in directory.read_mappings("maps"):
-                    for key, head in wanted.items():
-                        name = _name(b"\n" + text, head, directory)
-                        if name:
-                            found[key] = name
-                    size += len(text)
-                    if len(found) == len(wanted) or size > _MOST:
-                        break
+                found = _shown(directory, wanted)
+                doubtful = {key: wanted[key] for key, name in found.items() if b"\\012" in name}
+                if doubtful:
+                    # A newline, or these four characters; see `maps.exact_name`.  The mapping
+                    # may have changed before the link was read, so maps is read again.
+                    exact = {key: _link(directory, head) for key, head in doubtful.items()}
+                    again = _shown(directory, doubtful)
+                    for key, name in exact.items():
+                        same = name.replace(b"\n", b"\\012") == found[key] == again.get(key)
+                        found[key] = name if same else b""
         except (Vanished, Changed, OSError):
-            pass
-        return found
+            return {}
+        return {key: name for key, name in found.items() if 0 < len(name) < _PATH_MAX}
 
 
-def _name(text: bytes, head: bytes, directory: Directory) -> bytes:
-    """The name of the mapping with this head of a record; b"" if it is not in this text."""
-    start, end, _, pgoff, major, minor, inode, _ = _HEAD.unpack(head)
-    at = text.find(b"\n%08x-%08x " % (start, end)) + 1
-    if not at:
-        return b""
-    line = text[at : text.find(b"\n", at)]
-    *_, shown_pgoff, shown_major, shown_minor, shown_inode, name = parse_line(line)
-    if (shown_pgoff, shown_major, shown_minor, shown_inode) != (pgoff, major, minor, inode):
-        return b""
-    if b"\\012" in name:
-        # A newline, or these four characters; see `maps.exact_name`.
-        exact = directory.readlink(f"map_files/{start:x}-{end:x}")
-        if exact.replace(b"\n", b"\\012") != name:
-            return b""
-        name = exact
-    return name if len(name) < _PATH_MAX else b""
+def _shown(directory: Directory, wanted: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """The names as maps shows them, by KEY; ``wanted`` has the heads of records."""
+    found: dict[bytes, bytes] = {}
+    size = 0
+    for piece in directory.read_mappings("maps"):
+        text = b"\n" + piece
+        for key, head in wanted.items():
+            start, end, _, pgoff, major, minor, inode, _ = _HEAD.unpack(head)
+            at = text.find(b"\n%08x-%08x " % (start, end)) + 1
+            if at:
+                *numbers, name = parse_line(text[at : text.find(b"\n", at)])[3:]
+                if numbers == [pgoff, major, minor, inode]:
+                    found[key] = name
+        size += len(piece)
+        if len(found) == len(wanted) or size > _MOST:
+            break
+    return found
+
+
+def _link(directory: Directory, head: bytes) -> bytes:
+    """Where the link in map_files leads to, of a mapping with this head of a record."""
+    start, end, *_ = _HEAD.unpack(head)
+    return directory.readlink(f"map_files/{start:x}-{end:x}")
 
 
 def _deferred(message: bytes, at: int) -> bytes:
