@@ -93,19 +93,28 @@ class Loaded:
     def keep_name(self, key: bytes, name: bytes) -> None:
         """Give the program the name of a file (`stacked`), for the rest of this run.
 
-        It need not take it: there is only room for so many, and for names of a usual length.
+        It may not be taken: there is only room for so many, and for names of a usual length.
         """
         names = self._maps.get(vma.NAMES, -1)
         size = len(name) + 1
         if names < 0 or len(self._named) >= vma.NAMES_KEPT or size > vma.NAME_KEPT.size - 8:
             return
         self._named.add(key)
-        bpf.map_update(names, key, vma.NAME_KEPT.pack(size, name))
+        try:
+            bpf.map_update(names, key, vma.NAME_KEPT.pack(size, name))
+        except bpf.BpfError:
+            # There is no memory for it.
+            self._named.discard(key)
 
     def _forget_names(self) -> None:
         """Remove all names: files may be renamed, and paths depend on who reads."""
-        while self._named:
-            bpf.map_delete(self._maps[vma.NAMES], self._named.pop())
+        for key in list(self._named):
+            try:
+                bpf.map_delete(self._maps[vma.NAMES], key)
+            except bpf.BpfError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+            self._named.discard(key)
 
     def _count(self) -> bytes:
         """The number of incomplete pieces so far, as bytes to compare."""
