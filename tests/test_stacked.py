@@ -25,6 +25,7 @@ from population import (
     MS_REC_PRIVATE,
     check,
     forked,
+    letter,
     libc,
     plain_user,
     until,
@@ -368,35 +369,20 @@ def test_each_file_is_looked_up_once() -> None:
                 pids.append(process.pid)
                 stack.callback(process.wait)
                 stack.callback(process.kill)
-            for pid in (pids[-3], pids[-2], pids[-1]):
-                until(lambda pid=pid: "/merged/" in os.readlink(f"/proc/{pid}/exe"), "it runs")
-            # Strangers' processes may map such files as well.
-            before = len({key for key, _ in lookups(engine)} - lookups_of(engine, pids))
+            for pid in pids:
+                until(lambda pid=pid: letter(pid) == "S", "it sleeps")
             with (
                 counted(TaskReader, "read") as completed,
-                counted(Directory, "read_mappings") as read,
+                counted(stacked.StackedNames, "_read") as lookups,
             ):
                 found = answers(engine, MAPPED)
             assert not {args[1] for args in completed} & set(pids)
-            assert len(read) <= 3 + before + len(completed)
+            keys = [key for tid, wanted in lookups if tid in pids for key in wanted]
+            assert len(keys) == len(set(keys)) == 3
             for pid in pids:
                 assert as_shown(found[pid].vmas) == shown(pid)
 
     within(run)
-
-
-def lookups(engine: KernelEngine) -> list[tuple[bytes, int]]:
-    """Each file whose name is looked up for an answer, and the task where it is."""
-    with counted(stacked.StackedNames, "_read") as calls:
-        answers(engine, MAPPED)
-    return [(key, tid) for tid, wanted in calls for key in wanted]
-
-
-def lookups_of(engine: KernelEngine, pids: list[int]) -> set[bytes]:
-    """Those of these processes.  Each was looked up once."""
-    found = [key for key, tid in lookups(engine) if tid in pids]
-    assert len(found) == len(set(found)) == 3
-    return set(found)
 
 
 # --- Changes between the kernel's answer and the look at /proc -----------------------------
