@@ -28,6 +28,7 @@ TESTS = (
     "tests/test_kernel_engine.py",
     "tests/test_names.py",
     "tests/test_sched.py",
+    "tests/test_stacked.py",
     "tests/test_vma.py",
 )
 
@@ -117,7 +118,7 @@ def _boot(options: argparse.Namespace, begun: float) -> list[Machine]:
     kernels = packages.fetch(
         options.kernel or packages.KERNELS, options.cache, refresh=options.refresh
     )
-    initramfs = _initramfs(options.cache, [*tests, *extra])
+    initramfs = _initramfs(options.cache, kernels, [*tests, *extra])
     machines: list[Machine] = []
     try:
         for kernel in kernels:
@@ -140,7 +141,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return tests or [name for name in TESTS if (ROOT / name).is_file()], extra
 
 
-def _initramfs(cache: Path, pytest_arguments: list[str]) -> Path:
+def _initramfs(cache: Path, kernels: list[packages.Kernel], pytest_arguments: list[str]) -> Path:
     for folder in ("src", "kernels"):
         # Compile here, because the guest is slow.
         compileall.compile_dir(ROOT / folder, quiet=2)
@@ -148,7 +149,8 @@ def _initramfs(cache: Path, pytest_arguments: list[str]) -> Path:
     path = cache / "initramfs.cpio"
     with path.open("wb") as file, base.open("rb") as source:
         shutil.copyfileobj(source, file, 1 << 20)
-        archive.checkout(ROOT, file, _command(pytest_arguments))
+        modules = {kernel.release: kernel.image.parent / packages.MODULE for kernel in kernels}
+        archive.checkout(ROOT, file, _command(pytest_arguments), modules)
     return path
 
 
@@ -165,6 +167,7 @@ export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH
 export HOME=/root LANG=C.UTF-8 TERM=dumb TASKDIAG_RESULTS=/dev/ttyS1 TASKDIAG_REQUIRE_KERNEL=1
 # Hypothesis then sets no deadlines, and tries the same examples every time.
 export CI=true
+[ -e "{archive.MODULES}/$(uname -r)" ] && insmod "{archive.MODULES}/$(uname -r)"
 setsid {shlex.join(pytest)} </dev/null >/dev/console 2>&1
 poweroff -f
 """

@@ -18,13 +18,16 @@ import stat
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from .errors import HarnessError
 
-__all__ = ("Archive", "base", "checkout")
+__all__ = ("MODULES", "Archive", "base", "checkout")
+
+#: The directory of the modules in the guest; each has the release of its kernel as name.
+MODULES = "/opt/modules"
 
 #: Distributions that the tests import; their requirements are added.
 DISTRIBUTIONS = ("taskdiag", "pytest", "hypothesis", "psutil", "pyroute2")
@@ -178,9 +181,17 @@ def base(cache: Path) -> Path:
     return cached
 
 
-def checkout(root: Path, file: BinaryIO, command: str) -> None:
-    """The part that changes: the checkout at ``root``, and the commands for the guest."""
+def checkout(
+    root: Path, file: BinaryIO, command: str, modules: Mapping[str, Path] | None = None
+) -> None:
+    """The part that changes: the checkout at ``root``, and the commands for the guest.
+
+    ``modules`` are modules by the release of their kernel; those that do not exist are left out.
+    """
     archive = Archive(file)
+    for release, module in (modules or {}).items():
+        if module.exists():
+            archive.file(f"{MODULES}/{release}", module.read_bytes())
     archive.file("/etc/guest", command.encode())
     for name in ("pyproject.toml", "Makefile", "README.md"):
         if (root / name).exists():

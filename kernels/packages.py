@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from .errors import HarnessError
 
-__all__ = ("KERNELS", "KEYRING", "MIRROR", "Kernel", "cached", "fetch")
+__all__ = ("KERNELS", "KEYRING", "MIRROR", "MODULE", "Kernel", "cached", "fetch")
 
 #: The series that are tested, oldest first.
 KERNELS = ("6.1", "6.12")
@@ -33,6 +34,9 @@ Suites: bookworm-security
 Components: main
 Signed-By: {keyring}
 """
+
+#: Debian's kernels have overlayfs as a module.
+MODULE = "overlay.ko"
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
@@ -89,7 +93,7 @@ def _download(apt: _Apt, series: str, cache: Path) -> Kernel:
 
 
 def _unpack(package: Path, folder: Path) -> Path:
-    """Extract /boot/vmlinuz-* from a .deb.  The modules are not needed."""
+    """Extract /boot/vmlinuz-* from a .deb, and the only module that tests need, overlayfs."""
     process = subprocess.Popen(
         ["dpkg-deb", "--fsys-tarfile", os.fspath(package)], stdout=subprocess.PIPE
     )
@@ -99,6 +103,12 @@ def _unpack(package: Path, folder: Path) -> Path:
         with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
             for member in tar:
                 name = Path(member.name).name
+                if name in (MODULE, f"{MODULE}.xz"):
+                    module = tar.extractfile(member)
+                    assert module is not None
+                    content = module.read()
+                    packed = name.endswith(".xz")
+                    (folder / MODULE).write_bytes(lzma.decompress(content) if packed else content)
                 if not (member.isfile() and name.startswith("vmlinuz-")):
                     continue
                 source = tar.extractfile(member)

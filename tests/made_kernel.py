@@ -26,7 +26,8 @@ _COMMON = {
     "tty_driver": "major int, minor_start int",
     "super_block": "s_dev u32",
     "inode": "i_ino u64, i_sb *super_block, i_generation u32",
-    "path": "mnt u64, dentry u64",
+    "dentry": "d_parent *dentry, d_name.hash_len u64, d_hash.pprev u64, d_inode *inode",
+    "path": "mnt u64, dentry *dentry",
     "file": "f_mode u32, f_inode *inode, f_path path",
     "vm_special_mapping": "name *void",
     "signal_struct": (

@@ -122,7 +122,7 @@ def check(program: Program) -> None:
             raise AssertionError("the frame pointer is not to be written")
     # Execution never continues past the last instruction.
     assert insns[-1][0] in (0x95, 0x05)
-    assert {name for _, name in code.maps} <= {"arena", "deferred"}
+    assert {name for _, name in code.maps} <= {"arena", "deferred", "names"}
     assert program.arena or not code.maps
 
 

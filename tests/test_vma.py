@@ -129,7 +129,7 @@ def both(pid: int, show: Show) -> tuple[taskdiag.Task, taskdiag.Task]:
 @pytest.mark.root
 def test_files_of_an_overlay_have_the_name_that_their_user_knows(tmp_path: Path) -> None:
     need("mount", "unshare")
-    open_engine("kernel")
+    need_vma()
     if "\toverlay" not in Path("/proc/filesystems").read_text():
         pytest.skip("this kernel has no overlayfs")
     done = subprocess.run(

@@ -30,21 +30,24 @@ __all__ = (
     "create_link",
     "create_map",
     "load_program",
+    "map_delete",
     "map_lookup",
     "map_update",
 )
 
 _NR_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 
-_MAP_CREATE, _MAP_LOOKUP_ELEM, _MAP_UPDATE_ELEM = 0, 1, 2
+_MAP_CREATE, _MAP_LOOKUP_ELEM, _MAP_UPDATE_ELEM, _MAP_DELETE_ELEM = 0, 1, 2, 3
 _PROG_LOAD, _BTF_LOAD, _LINK_CREATE, _ITER_CREATE = 5, 18, 28, 33
 
 _PROG_TYPE_TRACING = 26
 _ATTACH_TRACE_ITER = 28
 _F_SLEEPABLE = 1 << 4
 
+MAP_TYPE_HASH = 1
 MAP_TYPE_ARRAY = 2
 MAP_TYPE_PERCPU_ARRAY = 6
+F_NO_PREALLOC = 1 << 0
 F_MMAPABLE = 1 << 10
 
 _MAP_ATTR = Struct("=5I")
@@ -131,6 +134,12 @@ def map_update(fd: int, key: bytes, value: bytes) -> None:
     name = ctypes.create_string_buffer(key, len(key))
     data = ctypes.create_string_buffer(value, len(value))
     bpf(_MAP_UPDATE_ELEM, _ELEM_ATTR.pack(fd, _address(name), _address(data), 0))
+
+
+def map_delete(fd: int, key: bytes) -> None:
+    """Remove a key.  Raises BpfError, ENOENT if there is none."""
+    name = ctypes.create_string_buffer(key, len(key))
+    bpf(_MAP_DELETE_ELEM, _ELEM_ATTR.pack(fd, _address(name), 0, 0))
 
 
 def btf_load(blob: bytes) -> int:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from ..request import Request
+    from .stacked import KeepName, StackedNames
     from .viewer_root import ViewerRoot
 
     #: Called with the number of a thread in our pid namespace, or 0 for all threads.  Returns
@@ -97,6 +98,9 @@ class Completion:
     run again while a descriptor of the task's directory in /proc is open.  As long as this
     descriptor can be read, the new message is about the same task.
 
+    ``marker`` is that of the programs (`Host.marker`), and ``keep_name`` gives the program that
+    writes the answer a name that was found (`Loaded.keep_name`).
+
     Raises EngineUnavailable if /proc cannot be used.
     """
 
@@ -108,11 +112,17 @@ class Completion:
         again: Callable[[int], bytes],
         check: Check | None = None,
         root: ViewerRoot | None = None,
+        *,
+        marker: bytes = b"",
+        keep_name: KeepName | None = None,
     ) -> None:
         self._request = request
         self._through = None if root is None else root.call
+        self._marker = marker
+        self._keep_name = keep_name
+        self._names: StackedNames | None = None
         self._elsewhere = elsewhere
-        self._again = again
+        self._run_again = again
         self._check = check
         self._since = since
         self._readers: dict[Show, TaskReader] = {}
@@ -129,7 +139,7 @@ class Completion:
         """Yield the same messages, complete, without those about tasks that no longer exist."""
         if self._proc < 0:
             self._proc = _procfs()
-        parts = list(self._parts(data))
+        parts = list(self._parts(self._with_names(data)))
         tasks = [part for part in parts if isinstance(part, _Task)]
         if self._check is None:
             completed: Iterator[bytes] = ordered(self._read, iter(tasks), len)
@@ -143,6 +153,19 @@ class Completion:
                 chunk.clear()
         if chunk:
             yield bytes(chunk)
+
+    def _with_names(self, data: bytes) -> bytes:
+        """The same messages; none has a record without the name of its file."""
+        if not self._marker or self._marker not in data:
+            return data
+        if self._names is None:
+            from .stacked import StackedNames
+
+            self._names = StackedNames(self._proc, self._marker, self._through, self._keep_name)
+        return self._names.complete(data)
+
+    def _again(self, tid: int) -> bytes:
+        return self._with_names(self._run_again(tid))
 
     def _parts(self, data: bytes) -> Iterator[bytes | _Task]:
         """Yield incomplete messages as tasks, and the complete ones between them as bytes."""

@@ -10,6 +10,8 @@ Registers have the same use throughout an iterator program:
 
 from __future__ import annotations
 
+import os
+
 from .asm import R0, R1, R2, R3, R6, R7, R8, R9, R10, Assembler, Reg
 
 TYPE_CHECKING = False
@@ -44,6 +46,7 @@ ARENA_LOCALS = 64
 
 #: ``enum bpf_func_id`` (include/uapi/linux/bpf.h)
 HELPERS = {
+    "map_lookup_elem": 1,
     "probe_read_kernel": 113,
     "probe_read_kernel_str": 115,
     "seq_write": 127,
@@ -74,10 +77,11 @@ class Host:
     ``gate``         the record of the gate VMA, b"" if there is none
     ``hides_first``  whether iterators do not visit process 1; None if not yet known
 
-    Each is determined when a request first needs it.
+    Each is determined when a request first needs it.  ``marker`` is a random number that marks
+    records without a name, see `stacked`.
     """
 
-    __slots__ = ("gate", "hides_first", "per_cpu", "special_ops")
+    __slots__ = ("gate", "hides_first", "marker", "per_cpu", "special_ops")
 
     def __init__(
         self, per_cpu: tuple[int, ...] = (), special_ops: int = 0, gate: bytes = b""
@@ -86,6 +90,7 @@ class Host:
         self.special_ops = special_ops
         self.gate = gate
         self.hides_first: bool | None = None
+        self.marker = os.urandom(12)
 
 
 class Emitter(Assembler):
@@ -241,6 +246,10 @@ class Emitter(Assembler):
     def defer(self) -> None:
         """Mark the message as to be completed from procfs, and count it for the engine."""
         self.put(FLAGS, -(1 << 31), 4)
+        self.count_deferred()
+
+    def count_deferred(self) -> None:
+        """Tell the engine that a part of the message is left to user space."""
         self.map_value(R1, "deferred")
         self.load(R2, R1, 0)
         self.alu("add", R2, 1)

@@ -335,7 +335,9 @@ class KernelEngine:
         try:
             for data, deferred in chunks:
                 if elsewhere or numbered or deferred:
-                    completion = completion or self._completion(request, elsewhere, since, root)
+                    completion = completion or self._completion(
+                        request, elsewhere, since, root, loaded
+                    )
                     yield from completion.complete(data)
                 else:
                     yield data
@@ -351,7 +353,12 @@ class KernelEngine:
                 loaded.close()
 
     def _completion(
-        self, request: Request, elsewhere: Show, since: float, root: ViewerRoot | None
+        self,
+        request: Request,
+        elsewhere: Show,
+        since: float,
+        root: ViewerRoot | None,
+        loaded: Loaded,
     ) -> Completion:
         """The `Completion` of an answer that was begun at ``since``."""
         from .completion import Completion
@@ -367,6 +374,8 @@ class KernelEngine:
             lambda tid: self.again(inside, root, tid, numbered=bool(elsewhere)),
             None if same else self.check,
             root,
+            marker=self.host.marker,
+            keep_name=loaded.keep_name,
         )
 
     def close(self) -> None:

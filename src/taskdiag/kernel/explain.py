@@ -90,6 +90,7 @@ def _stand_in_host(show: Show, facts: Facts) -> Host:
     if show & Show.VMA:
         host.special_ops = _STAND_IN
         host.gate = vma.gate_record()
+        host.marker = bytes(len(host.marker))
     return host
 
 
@@ -105,6 +106,11 @@ def _stand_ins(viewer: Viewer, host: Host) -> Iterator[str]:
         yield (
             f"; stand-in: {_STAND_IN:#x} for the address of special_mapping_vmops"
             " (a real program has that of the kernel)"
+        )
+    if not any(host.marker):
+        yield (
+            "; stand-in: 0 for the marker of records whose name is not known yet"
+            " (a real program has a random number)"
         )
     if viewer.level:
         yield (

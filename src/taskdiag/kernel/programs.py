@@ -12,7 +12,7 @@ import os
 import sys
 
 from ..errors import EngineUnavailable
-from . import bpf, first_process, probe
+from . import bpf, first_process, probe, vma
 from .emit import ARENA_SIZE
 
 TYPE_CHECKING = False
@@ -38,12 +38,17 @@ class Loaded:
         self.program = program
         self.fd = -1
         self._maps: dict[str, int] = {}
+        #: The keys of the names in the map.
+        self._named: set[bytes] = set()
         self.deferred: mmap.mmap | None = None
         try:
             if any(name == probe.PERCPU_MAP for _, name in program.code.maps):
                 self._maps[probe.PERCPU_MAP] = bpf.create_map(bpf.MAP_TYPE_PERCPU_ARRAY, 4, 8, 1)
             if any(name == first_process.WANTED for _, name in program.code.maps):
                 self._maps[first_process.WANTED] = bpf.create_map(bpf.MAP_TYPE_ARRAY, 4, 8, 1)
+            if any(name == vma.NAMES for _, name in program.code.maps):
+                sizes = vma.KEY.size, vma.NAME_KEPT.size, vma.NAMES_KEPT
+                self._maps[vma.NAMES] = bpf.create_map(bpf.MAP_TYPE_HASH, *sizes, bpf.F_NO_PREALLOC)
             if program.arena:
                 self._maps["arena"] = bpf.create_map(bpf.MAP_TYPE_ARRAY, 4, ARENA_SIZE, 1)
                 self._maps["deferred"] = bpf.create_map(bpf.MAP_TYPE_ARRAY, 4, 8, 1, bpf.F_MMAPABLE)
@@ -63,11 +68,12 @@ class Loaded:
     def read(
         self, fd: int, fills: int = 1, root: ViewerRoot | None = None
     ) -> Generator[tuple[bytes, bool], None, None]:
-        """Yield what a run writes: whole messages, and whether any of them was deferred.
+        """Yield what a run writes: whole messages, and whether any of them is incomplete.
 
         The program runs during readv(2); meanwhile this thread has the root directory
         ``root``, if given.
         """
+        self._forget_names()
         buffer = memoryview(bytearray((fills + 1) * _BUFFER))
         pieces = _pieces(buffer, self.program.size, fills)
         before = self._count()
@@ -84,8 +90,34 @@ class Loaded:
             yield bytes(buffer[:length]), after != before
             before = after
 
+    def keep_name(self, key: bytes, name: bytes) -> None:
+        """Give the program the name of a file (`stacked`), for the rest of this run.
+
+        It may not be taken: there is only room for so many, and for names of a usual length.
+        """
+        names = self._maps.get(vma.NAMES, -1)
+        size = len(name) + 1
+        if names < 0 or len(self._named) >= vma.NAMES_KEPT or size > vma.NAME_KEPT.size - 8:
+            return
+        self._named.add(key)
+        try:
+            bpf.map_update(names, key, vma.NAME_KEPT.pack(size, name))
+        except bpf.BpfError:
+            # There is no memory for it.
+            self._named.discard(key)
+
+    def _forget_names(self) -> None:
+        """Remove all names: files may be renamed, and paths depend on who reads."""
+        for key in list(self._named):
+            try:
+                bpf.map_delete(self._maps[vma.NAMES], key)
+            except bpf.BpfError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+            self._named.discard(key)
+
     def _count(self) -> bytes:
-        """The number of messages deferred so far, as bytes to compare."""
+        """The number of incomplete pieces so far, as bytes to compare."""
         return b"" if self.deferred is None else self.deferred[:8]
 
     def iterate(self, tid: int = 0, pid: int = 0) -> int:

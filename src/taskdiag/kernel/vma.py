@@ -6,6 +6,7 @@ fs/proc/task_mmu.c (show_map_vma, get_vma_name), include/linux/mm.h (VM_* bits).
 from __future__ import annotations
 
 import os
+import sys
 from struct import Struct
 
 from .. import abi
@@ -20,7 +21,17 @@ if TYPE_CHECKING:
     from .emit import Emitter
     from .facts import Facts
 
-__all__ = ("emit", "gate_record", "missing")
+__all__ = (
+    "KEY",
+    "MARKED",
+    "MARKER",
+    "NAMES",
+    "NAMES_KEPT",
+    "NAME_KEPT",
+    "emit",
+    "gate_record",
+    "missing",
+)
 
 _PAGE_SHIFT = os.sysconf("SC_PAGE_SIZE").bit_length() - 1
 _NAME = abi.VMA.size
@@ -28,6 +39,19 @@ _PATH_MAX = 4096
 #: The longest name given by prctl(2) or by the kernel itself, with its NUL
 #: (ANON_VMA_NAME_MAX_LEN, mm/madvise.c).
 _NAME_MAX = 80
+
+#: The map with names of files of stacking file systems (`stacked`): at most ``NAMES_KEPT``
+#: entries, each a KEY and a NAME_KEPT, which is the length of the name and the name, both with
+#: its NUL.
+NAMES, NAMES_KEPT = "names", 1024
+NAME_KEPT = Struct("=Q256s")
+#: What identifies such a file: mount, dentry, the dentry's parent, the hash of its name with
+#: the highest bit set if it was deleted; inode number, device, generation.
+KEY = Struct("=QQQQQQQ")
+#: In a record without a name, these bytes are a random number that only this process knows
+#: (``Host.marker``), and the KEY follows in the place of the name.
+MARKER = slice(abi.VMA["vma_len"].offset, abi.VMA.size)
+MARKED = abi.VMA.size + KEY.size
 
 # include/linux/mm.h, include/linux/fs.h, arch/x86/include/asm/mmu.h; macros.
 FMODE_BACKING = 1 << 24
@@ -50,9 +74,9 @@ _FLAG_MOVES = (
 # R7 and R8 hold the record being written and the VMA while the mappings are walked.
 _RECORD, _VMA = R7, R8
 
-# Labels: where a record is finished, with the length of its name in R0 or without a name,
-# and where the mappings are deferred to procfs.
-_NAMED, _NAMELESS, _DEFER = "vma named", "vma nameless", "vma defer"
+# Labels: where the next mapping is visited, where a record is finished, with the length of its
+# name in R0 or without a name, and where the mappings are deferred to procfs.
+_NEXT, _NAMED, _NAMELESS, _DEFER = "vma", "vma named", "vma nameless", "vma defer"
 
 
 def missing(facts: Facts) -> str:
@@ -105,8 +129,8 @@ def emit(c: Emitter) -> None:
     No attribute is written if a task has no mappings, nor, for thread strategies, in the
     messages about a process other than that of `_pick_thread`.
 
-    Mappings are deferred to procfs if there are more than fit a message, if the path of a file
-    is not the one that /proc shows (overlayfs), or if the task is changing its mappings.
+    Mappings are deferred to procfs if there are more than fit a message, or if the task is
+    changing its mappings.  Names of files of stacking file systems are left to `stacked`.
     """
     done, close = "vma done", "vma close"
     iterator = c.scratch()
@@ -194,7 +218,7 @@ def _pick_thread(c: Emitter, iterator: int, other: str) -> None:
 
 def _walk(c: Emitter, iterator: int) -> None:
     """Append a record for each mapping of the task."""
-    loop, end, file, defer = "vma", "vma end", "vma file", "vma defer walk"
+    loop, end, file, defer = _NEXT, "vma end", "vma file", "vma defer walk"
     skips = _may_skip(c.facts)
     if skips:
         _changes(c)
@@ -351,9 +375,16 @@ def _file(c: Emitter, defer: str) -> None:
     # Since Linux kernel commit def3ae83da02 ("fs: store real path instead of fake path
     # in backing file f_path") (in v6.7), what a stacking file system maps has a path of
     # the layer below, which maps does not show.
-    if c.facts.has_member("backing_file", "user_path"):
+    if c.facts.has("struct", "backing_file"):
+        plain = c.fresh("plain")
         c.follow(R2, R1, "file", "f_mode")
-        c.jump("&", R2, _backing(c.facts), defer)
+        c.alu("and", R2, _backing(c.facts))
+        c.jump("==", R2, 0, plain)
+        if c.facts.has_member("backing_file", "user_path"):
+            _stacked_file(c, defer)
+        else:
+            c.goto(defer)
+        c.label(plain)
     _inode(c)
     c.alu("add", R1, c.facts.member("file", "f_path").offset)
     c.mov(R2, _RECORD)
@@ -389,9 +420,76 @@ def _copy_last(c: Emitter, other: str) -> None:
     c.goto(_NAMED)
 
 
+def _stacked_file(c: Emitter, defer: str) -> None:
+    """Finish the record of the file in R1, which a stacking file system has opened.
+
+    The name is taken from the map NAMES.  If it is not there, the record gets the marker and
+    is completed by `stacked`.  d_path() cannot be called: the verifier allows that only for
+    a path in an object behind a trusted pointer, and none leads to a ``struct backing_file``.
+    """
+    unknown = c.fresh("unknown")
+    c.untrusted(R1, R1, "backing_file")
+    c.follow(R2, R1, "backing_file", "user_path.mnt")
+    c.store(_RECORD, _NAME, R2)
+    c.follow(R1, R1, "backing_file", "user_path.dentry")
+    c.store(_RECORD, _NAME + 8, R1)
+    c.follow(R2, R1, "dentry", "d_parent")
+    c.store(_RECORD, _NAME + 16, R2)
+    hashed = c.fresh("hashed")
+    c.follow(R2, R1, "dentry", "d_name.hash_len")
+    c.follow(R3, R1, "dentry", "d_hash.pprev")
+    c.jump("!=", R3, 0, hashed)
+    c.mov(R3, 1 << 63)
+    c.alu("or", R2, R3)
+    c.label(hashed)
+    c.store(_RECORD, _NAME + 24, R2)
+    # Since Linux kernel commit 3efdc78fdc21 ("fs/proc: show correct device and inode numbers
+    # in /proc/pid/maps") (in v6.8), maps shows those of this inode.  Before, the names are
+    # rejected as those of other files, and the mappings are deferred.
+    c.follow(R2, R1, "dentry", "d_inode")
+    _inode_numbers(c)
+    for index, field in enumerate(("inode", "major", "generation")):
+        c.load(R2, _RECORD, abi.VMA[field].offset)
+        c.store(_RECORD, _NAME + 32 + 8 * index, R2)
+    c.map(R1, NAMES)
+    c.mov(R2, _RECORD)
+    c.alu("add", R2, _NAME)
+    c.helper("map_lookup_elem")
+    c.jump("==", R0, 0, unknown)
+    c.load(R2, R0, 0)
+    c.jump(">", R2, NAME_KEPT.size - 8, unknown)
+    c.set("word", R2)
+    c.mov(R3, R0)
+    c.alu("add", R3, 8)
+    c.mov(R1, _RECORD)
+    c.alu("add", R1, _NAME)
+    c.helper("probe_read_kernel")
+    c.get(R0, "word")
+    c.goto(_NAMED)
+
+    c.label(unknown)
+    # The next record must not be copied from this one.
+    c.set("last file", 0)
+    c.mov(R2, int.from_bytes(c.host.marker[:4], sys.byteorder))
+    c.store(_RECORD, MARKER.start, R2, 4)
+    c.mov(R2, int.from_bytes(c.host.marker[4:], sys.byteorder))
+    c.store(_RECORD, MARKER.start + 4, R2)
+    c.count_deferred()
+    c.get(R1, "length")
+    c.alu("add", R1, MARKED)
+    c.jump(">", R1, LONGEST, defer)
+    c.set("length", R1)
+    c.goto(_NEXT)
+
+
 def _inode(c: Emitter) -> None:
     """Write device, inode number and generation of the file in R1.  Keeps R1."""
     c.follow(R2, R1, "file", "f_inode")
+    _inode_numbers(c)
+
+
+def _inode_numbers(c: Emitter) -> None:
+    """Write device, inode number and generation of the inode in R2.  Keeps R1."""
     c.follow(R3, R2, "inode", "i_ino")
     c.store(_RECORD, abi.VMA["inode"].offset, R3)
     c.follow(R3, R2, "inode", "i_generation")
