@@ -8,6 +8,7 @@ import importlib.util
 import mmap
 import os
 import signal
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +20,11 @@ from conftest import missing, need
 from population import UNUSED_ID, Population, child, forked, libc, plain_user, until
 from serving import ROOT, Service, compare, directory, kept_from_bpf, running, start
 from taskdiag import Dump, EngineUnavailable, Request, RequestError, Show
+from taskdiag.abi import Attr
 from taskdiag.decoder import decode
-from taskdiag.netlink import messages
+from taskdiag.netlink import messages, pack_task, shorten
 from taskdiag.service import mount
-from taskdiag.service.answer import MessageBuffer
+from taskdiag.service.answer import LONGEST_MESSAGE, MessageBuffer
 from taskdiag.service.mount import Mountpoint
 
 pytestmark = pytest.mark.root
@@ -509,3 +511,21 @@ def test_message_buffer(lengths: list[int], size: int) -> None:
             assert len(buffer.read(size)) == expected
         assert buffer.read(size) == b""
         assert buffer.read(1) == b""
+
+
+@pytest.mark.parametrize("size", [16384, 50_000, 1 << 20])
+def test_message_buffer_divides_long_messages(size: int) -> None:
+    """Wherever they are, also if all have the same length."""
+    long, short = (pack_task(1, 1, [(Attr.CMDLINE, bytes(count))], [], 0) for count in (30000, 9))
+    for order in ([long], [long] * 20, [short, long, short] * 9, [short] * 99 + [long]):
+        buffer = MessageBuffer(iter([b"".join(order[:2]), *order[2:]]))
+        pieces = list(iter(lambda: buffer.read(size), b""))  # noqa: B023
+        assert b"".join(pieces) == shorten(b"".join(order), LONGEST_MESSAGE)
+        for piece in pieces:
+            assert len(piece) <= size
+            at = 0
+            while at < len(piece):
+                (length,) = struct.unpack_from("=I", piece, at)
+                assert length <= LONGEST_MESSAGE
+                at += length
+            assert at == len(piece)
