@@ -188,8 +188,7 @@ class Completion:
             newer: list[_Task] = []
 
             def same(start: int, task: _Task = task, newer: list[_Task] = newer) -> bool:
-                # In a time namespace, a task older than the zero of its clock has a huge one.
-                if (start + 1) / _TICKS <= self._since or start >= _NEGATIVE:
+                if self._old(start):
                     return True
                 data = self._again(task.home)
                 if not data:
@@ -211,11 +210,18 @@ class Completion:
             task = newer[0]
         return b""
 
+    def _old(self, start: int) -> bool:
+        """Whether a task with that start time was started before ``since``."""
+        # In a time namespace, a task older than the zero of its clock has a huge one.
+        return (start + 1) / _TICKS <= self._since or start >= _NEGATIVE
+
     def _reader(self, show: Show) -> TaskReader:
         reader = self._readers.get(show)
         if reader is None:
             threads = self._request.threads
-            reader = TaskReader(self._proc, show, threads=threads, through=self._through)
+            reader = TaskReader(
+                self._proc, show, threads=threads, through=self._through, old=self._old
+            )
             self._readers[show] = reader
         return reader
 

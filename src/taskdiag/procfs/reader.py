@@ -34,10 +34,15 @@ _READ = os.O_RDONLY | os.O_CLOEXEC
 #: The first read of a file.  stat and status nearly always fit.
 BLOCK = 4096
 #: One read(2) of maps or smaps gives at most about a page, however much is asked for.
-#: readv(2) goes on to the next buffer if the last one was filled, and one of half a page
-#: nearly always is (fs/seq_file.c, ``seq_read_iter``; fs/read_write.c,
-#: ``do_loop_readv_writev``).  So a single call gives most files whole.
-_MAPPINGS, _MAPPINGS_COUNT = 1 << 11, 32
+#: readv(2) goes on to the next buffer if the last one was filled, and one of three quarters of
+#: a page is, unless an entry is longer than the last quarter (fs/seq_file.c,
+#: ``seq_read_iter``; fs/read_write.c, ``do_loop_readv_writev``).  So a single call gives most
+#: files whole.
+_MAPPINGS, _MAPPINGS_COUNT = 3 << 10, 21
+#: The start of an entry about the vsyscall page (arch/x86/entry/vsyscall/vsyscall_64.c), which
+#: is in the kernel's half of the address space.  If a list has it, it is the last one, and has
+#: been written after all others (fs/proc/task_mmu.c, ``get_gate_vma``).
+_GATE = b"\nffffffffff600000-"
 #: The longest text that is yielded as one piece.
 _PIECE = 1 << 19
 #: Sizes to try, one after the other, for a file that must be read by one read(2).
@@ -126,7 +131,8 @@ class Directory:
         The kernel hands these files out a page at a time.  If the address space goes away
         meanwhile (exit, exec), reading just ends early (fs/proc/task_mmu.c, ``m_start``).
         So at the end the first bytes are asked for once more: an address space that is
-        still there then was there all along.
+        still there then was there all along.  That is not necessary if the list ends with
+        the vsyscall page, which is written only while the address space is there.
 
         Raises Changed at the end if it was not, Vanished, or OSError with the path.
         """
@@ -137,6 +143,9 @@ class Directory:
                 pieces: list[bytes] = []
                 size = 0
                 while data := self._read_paths(fd, buffers):
+                    if not pieces and _is_whole(data, last):
+                        yield data
+                        return
                     pieces.append(data)
                     size += len(data)
                     if size >= _PIECE:
@@ -236,6 +245,16 @@ class _Buffers:
 
 def _readlink_fd(fd: int) -> bytes:
     return os.readlink(b"", dir_fd=fd)
+
+
+def _is_whole(text: bytes, last: bytes) -> bool:
+    r"""Whether the text certainly goes to the end of the list of mappings.
+
+    >>> _is_whole(b"0-1 r--p\nffffffffff600000-ffffffffff601000 --xp\n", b"")
+    True
+    """
+    gate = text.rfind(_GATE, -BLOCK)
+    return gate >= 0 and text.endswith(b"\n") and text.find(b"\n" + last, gate + 1) >= 0
 
 
 def _cut(text: bytes, last: bytes) -> tuple[bytes, bytes]:

@@ -9,12 +9,18 @@ common case, and much faster.  It relies on two properties of these files:
   long as no number has more than eight digits.  So the statistics of an entry are a slice
   of the text, and entries with equal slices have equal statistics.
 
+Many entries of smaps, such as those of unused parts of libraries, are even equal in all that
+follows the addresses.  What they become is looked up by all of this text at once.
+
 An entry that does not look as expected is handed to the parsers of `maps`.
 """
 
 from __future__ import annotations
 
 import re
+import sys
+from array import array
+from itertools import chain
 from operator import itemgetter
 from struct import Struct
 from struct import error as StructError
@@ -26,7 +32,7 @@ from .reader import Malformed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
     from typing import TypeVar
 
     T = TypeVar("T")
@@ -36,10 +42,16 @@ if TYPE_CHECKING:
 __all__ = ("Records",)
 
 #: How many entries of each kind are remembered.
-_REMEMBERED = 4096
+_REMEMBERED = 2048
 #: start, end and vm_flags, which differ between records with the same text.
 _HEAD = Struct("=QQQ")
 _HEAD_SIZE = _HEAD.size
+_FLAGS = Struct("=Q")
+#: The digits of an address nearly everywhere, and of the longest one.
+_DIGITS, _MOST_DIGITS = 12, 16
+_PADDING = b"0" * (_MOST_DIGITS - _DIGITS)
+#: Start and end, as bytes.
+_ADDRESSES = Struct("16s")
 _NO_STATISTICS = bytes(abi.VMA_STAT.size)
 
 _NUMBER_LINE = re.compile(rb"[A-Za-z_]+: *[0-9]{1,8}( kB)?\Z")
@@ -55,19 +67,21 @@ class _Layout:
     ``lines`` are those that `statistics` needs, ``before`` and ``after`` how many bytes
     there are between the entry's first line and them, and from them to the VmFlags line.
 
-    ``entries`` cuts a file that ends with a VmFlags line into its entries.  Each is given
-    whole, and with it start, end, the text behind these, ``lines`` and the flags; these are
-    all empty if the entry has another layout.
+    ``entries`` cuts a file that ends with a VmFlags line into its entries.  Each is given as
+    its addresses, all that follows them, and an empty text; or as two empty texts and the
+    whole entry, if it has another layout.
     """
 
-    __slots__ = ("_keys", "_names", "_numbers", "_unpack", "entries")
+    __slots__ = ("_begin", "_end", "_flags", "_keys", "_names", "_numbers", "_unpack", "entries")
 
     def __init__(self, before: int, lines: list[bytes], after: int) -> None:
+        self._begin = before
+        self._end = before + _LINE_LENGTH * len(lines)
+        self._flags = self._end + after + len(_VMFLAGS) - 1
         # Every entry matches one of the alternatives, so nothing is left out between two.
         self.entries = re.compile(
-            rb"(([0-9a-f]+)-([0-9a-f]+) ([^\n]*)\n"
-            rb".{%d}(.{%d}).{%d}(?<=\n)VmFlags: ([^\n]*)\n|.*?\nVmFlags: [^\n]*\n)"
-            % (before, _LINE_LENGTH * len(lines), after),
+            rb"([0-9a-f]+-[0-9a-f]+)( [^\n]*\n.{%d}(?<=\n)VmFlags: [^\n]*\n)"
+            rb"|(.*?\nVmFlags: [^\n]*\n)" % (self._end + after),
             re.DOTALL,
         ).findall
         self._unpack = Struct("=" + _LINE * len(lines)).unpack
@@ -75,6 +89,15 @@ class _Layout:
         names = [line.partition(b":")[0] for line in lines]
         self._names = [name for name in names if name in _WANTED]
         self._numbers = itemgetter(*(1 + 3 * names.index(name) for name in self._names))
+
+    def split(self, rest: bytes) -> tuple[bytes, bytes, bytes]:
+        """The rest of the first line, ``lines``, and the flags of what follows the addresses."""
+        at = rest.index(b"\n") + 1
+        return (
+            rest[1 : at - 1],
+            rest[at + self._begin : at + self._end],
+            rest[at + self._flags : -1],
+        )
 
     def numbers(self, text: bytes) -> dict[bytes, int] | None:
         """The numbers of an entry, in kB, from its slice; None if it has other lines."""
@@ -131,6 +154,8 @@ class Records:
         self._tails: dict[bytes, tuple[int, bytes, bytes]] = {}
         self._flags: dict[bytes, int] = {}
         self._stats: dict[bytes, bytes] = {}
+        #: By all that follows the addresses in an entry of smaps: all that follows in the record.
+        self._known: dict[bytes, bytes] = {}
 
     def __call__(self, data: bytes, exact: ExactName | None) -> list[bytes]:
         """The records of a whole file, in its order.
@@ -199,21 +224,49 @@ class Records:
             return self._strict(data, exact)
         if data.rfind(_VMFLAGS) != data.rfind(b"\n", 0, -1):
             raise Malformed("/proc/PID/smaps ends in the middle of a mapping")
-        tails, names, stats = self._tails, self._flags, self._stats
-        pack = _HEAD.pack
-        records = []
-        for entry, start, end, tail, text, shown in layout.entries(data):
-            if start:
-                stat = stats.get(text) or self._stat(layout, text)
-                found = tails.get(tail) or self._tail(entry[: entry.find(b"\n")], tail)
-                if stat is not None and found is not None:
-                    flags = names.get(shown)
-                    if flags is None:
-                        flags = remember(names, shown, maps.flags_of(shown))
-                    head = pack(int(start, 16), int(end, 16), flags)
-                    records.append(head + found[1] + stat + found[2])
-                    continue
-            records += self._strict(entry, exact)
+        addresses, rests, others = zip(*layout.entries(data), strict=True)
+        found = list(map(self._known.get, rests))
+        if not all(found):
+            entries = zip(found, addresses, rests, strict=True)
+            found = [known or self._known_of(layout, *entry) for known, *entry in entries]
+        known = [text for text in found if text]
+        if len(known) < len(found):
+            return self._mixed(addresses, rests, others, found, exact)
+        heads = heads_of(addresses)
+        return [head + text for head, text in zip(heads, known, strict=True)]
+
+    def _known_of(self, layout: _Layout, addresses: bytes, rest: bytes) -> bytes | None:
+        """What follows the addresses in a record; None if an entry must be parsed by lines."""
+        if not rest:
+            return None
+        known = self._known.get(rest)
+        if known is not None:
+            return known
+        line, text, shown = layout.split(rest)
+        stat = self._stats.get(text) or self._stat(layout, text)
+        tail = self._tails.get(line) or self._tail(addresses + b" " + line, line)
+        if stat is None or tail is None:
+            return None
+        flags = self._flags.get(shown)
+        if flags is None:
+            flags = remember(self._flags, shown, maps.flags_of(shown))
+        return remember(self._known, rest, _FLAGS.pack(flags) + tail[1] + stat + tail[2])
+
+    def _mixed(
+        self,
+        addresses: Sequence[bytes],
+        rests: Sequence[bytes],
+        others: Sequence[bytes],
+        found: Sequence[bytes | None],
+        exact: ExactName | None,
+    ) -> list[bytes]:
+        """The records of entries some of which must be parsed by lines."""
+        records: list[bytes] = []
+        for known, *entry in zip(found, addresses, rests, others, strict=True):
+            if known:
+                records += [head + known for head in heads_of(entry[:1])]
+            else:
+                records += self._strict(b"".join(entry), exact)
         return records
 
     def _learn(self, data: bytes) -> _Layout | None:
@@ -250,6 +303,32 @@ class Records:
         if exact is not None and b"\\012" in name:
             name = exact(start, end, name)
         return pack_vma(start, end, flags, pgoff, major, minor, inode, 0, name, stat)
+
+
+def heads_of(addresses: Sequence[bytes]) -> Iterator[bytes]:
+    r"""Start and end of each mapping, as a record has them, from their hexadecimal digits.
+
+    >>> [head.hex(" ", 8) for head in heads_of([b"7f00-7fff"])]
+    ['007f000000000000 ff7f000000000000']
+
+    Raises ValueError if an address has too many digits.
+    """
+    # The last one is often the vsyscall page, whose addresses are the only longer ones.
+    most, others = b"-".join(addresses[:-1]), addresses[-1:]
+    dashes = 2 * len(addresses) - 3
+    width = _DIGITS + 1
+    if len(most) == _DIGITS + dashes * width and most[_DIGITS::width] == b"-" * dashes:
+        digits = _PADDING + most.replace(b"-", _PADDING)
+    else:
+        digits, others = b"", addresses
+    numbers = b"-".join(others).split(b"-")
+    digits += b"".join([number.rjust(_MOST_DIGITS, b"0") for number in numbers])
+    if len(digits) != 2 * _MOST_DIGITS * len(addresses):
+        raise ValueError(f"an address has more than {_MOST_DIGITS} digits")
+    values = array("Q", bytes.fromhex(digits.decode()))
+    if sys.byteorder == "little":
+        values.byteswap()
+    return chain.from_iterable(_ADDRESSES.iter_unpack(values.tobytes()))
 
 
 def remember(known: dict[bytes, T], key: bytes, value: T) -> T:

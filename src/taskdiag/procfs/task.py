@@ -43,7 +43,9 @@ class TaskReader:
     thread of a process: the leader or, if it has exited, the live thread with the lowest
     number.  Otherwise everything is about the whole process.  With ``ask``, tasks that the
     caller may not see are left out; otherwise that is not checked.  ``through`` is as in
-    `Directory`.
+    `Directory`.  ``old`` is called with a start time (as in /proc/PID/stat), and returns
+    whether a task that was started then surely had its number before `read` was called.  If
+    it is given, `read` needs fewer system calls.
 
     One object serves one answer; several threads may use it.  What it remembers must not be
     used for an answer to somebody else, see `Records`.
@@ -65,9 +67,11 @@ class TaskReader:
         ask: bool = False,
         seq: int = 0,
         through: Callable[..., Any] | None = None,
+        old: Callable[[int], bool] | None = None,
     ) -> None:
         self._root = root
         self._through = through
+        self._old = old
         self._plan = plan_for(show)
         self._whole = not threads
         self._ask = ask
@@ -116,6 +120,10 @@ class TaskReader:
         mappings = bool(plan.mappings) and self._shows_mappings(tgid, tid)
         if same is not None and plan.files == 1 and plan.mappings and not mappings:
             return [], []
+        if same is not None and mappings and plan.files == 1 and not self._ask:
+            vmas = self._mappings_of_old(tgid, tid)
+            if vmas:
+                return [], vmas
         # A single file is always about one task.
         pinned = self._ask or plan.files > 1 or same is not None
         for _ in range(_ATTEMPTS):
@@ -133,6 +141,23 @@ class TaskReader:
             except Changed:
                 pinned = True
         return None
+
+    def _mappings_of_old(self, tgid: int, tid: int) -> list[bytes]:
+        """The mappings of a task that is old, and so is the right one.
+
+        None are returned in all other cases; the task must then be read step by step.
+
+        The files are opened by their paths: first the mappings, then stat.  If the task that
+        has the number in the end is old, it had the number all along, so the mappings are its.
+        """
+        if self._old is None:
+            return []
+        try:
+            directory = Directory(self._root, self._where(tgid, tid), False, self._through)
+            vmas = _vmas(self._plan, directory, True, self._records)
+            return vmas if self._old(start_time(directory)) else []
+        except (Vanished, Changed):
+            return []
 
     def _where(self, tgid: int, tid: int) -> str:
         """The directory below /proc.  /proc/TID shows the whole process, for any thread."""
