@@ -13,7 +13,7 @@ from taskdiag.abi import VMA, VMA_STAT, VmaFlag
 from taskdiag.netlink import pack_vma
 from taskdiag.procfs import comm, maps, plan, stat, status
 from taskdiag.procfs.reader import Directory, Malformed, Vanished, open_procfs
-from taskdiag.procfs.records import Records
+from taskdiag.procfs.records import Records, heads_of
 
 #: Whatever a task may be called: at most 15 bytes, no NUL.
 NAMES = st.binary(max_size=15).map(lambda name: name.replace(b"\0", b""))
@@ -470,3 +470,22 @@ def test_a_directory_stays_with_its_task() -> None:
                     directory.read(name)
     finally:
         os.close(root)
+
+
+ADDRESSES = st.integers(0, 2**64 - 1) | st.integers(2**44, 2**48 - 1)
+
+
+@given(st.lists(st.tuples(ADDRESSES, ADDRESSES), min_size=1))
+@example([(0x7F0000000000, 0x7F0000001000), (2**64 - 0xA00000, 2**64 - 0x9FF000)])
+@example([(0x400000, 0x401000), (0x7F0000000000, 0x7F0000001000)])
+@example([(0x1234567890, 0x12345678901234), (1, 2)])
+def test_heads_of_addresses_of_any_width(pairs: list[tuple[int, int]]) -> None:
+    texts = [b"%08x-%08x" % pair for pair in pairs]
+    assert list(heads_of(texts)) == [struct.pack("=QQ", *pair) for pair in pairs]
+
+
+@pytest.mark.parametrize("text", [b"1" * 17 + b"-2", b"1-" + b"2" * 17])
+@pytest.mark.parametrize("before", [[], [b"7f0000000000-7f0000001000"]])
+def test_an_address_with_too_many_digits(before: list[bytes], text: bytes) -> None:
+    with pytest.raises(ValueError, match="more than 16 digits"):
+        heads_of([*before, text])
