@@ -455,8 +455,10 @@ def test_executed_another_program_before_it_is_read(monkeypatch: pytest.MonkeyPa
             it.process.stdin.write(b"os.execv('/bin/sleep', ['sleep', '1000'])\n")
             it.process.stdin.flush()
             comm = Path(f"/proc/{it.pid}/comm")
-            until(lambda: comm.read_bytes() == b"sleep\n", "it sleeps")
+            until(lambda: comm.read_bytes() == b"sleep\n", "it is sleep")
             until(lambda: "libc" in Path(f"/proc/{it.pid}/maps").read_text(), "it has started")
+            # The linker goes on changing the mappings until then.
+            until(lambda: letter(it.pid) == "S", "it sleeps")
 
         engine = KernelEngine()
         with Mapper(path) as it:
