@@ -23,7 +23,7 @@ from taskdiag import Dump, EngineUnavailable, Request, RequestError, Show
 from taskdiag.abi import Attr
 from taskdiag.decoder import decode
 from taskdiag.netlink import messages, pack_task, shorten
-from taskdiag.service import mount
+from taskdiag.service import answer, mount
 from taskdiag.service.answer import LONGEST_MESSAGE, MessageBuffer
 from taskdiag.service.mount import Mountpoint
 
@@ -529,3 +529,25 @@ def test_message_buffer_divides_long_messages(size: int) -> None:
                 assert length <= LONGEST_MESSAGE
                 at += length
             assert at == len(piece)
+
+
+def test_the_rest_of_a_chunk_is_not_copied_for_each_long_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    divided = []
+
+    def counted(data: bytes, longest: int) -> bytes:
+        divided.append(len(data))
+        return shorten(data, longest)
+
+    monkeypatch.setattr(answer, "shorten", counted)
+    long = pack_task(1, 1, [(Attr.CMDLINE, bytes(60000))], [], 0)
+    chunk = long * 50
+    buffer = MessageBuffer(iter([chunk]))
+    rests = set()
+    while buffer.read(16384):
+        if buffer._later is not None:
+            # The chunk itself, however much of it is left.
+            rests.add(id(buffer._later[0]))
+    assert divided == [len(long)] * 50
+    assert rests == {id(chunk)}

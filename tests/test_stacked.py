@@ -393,7 +393,7 @@ def before_reading(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) 
     done: list[int] = []
     real = stacked.StackedNames._read
 
-    def read(self: stacked.StackedNames, tid: int, wanted: dict[bytes, bytes]) -> Any:
+    def read(self: stacked.StackedNames, tid: int, wanted: set[bytes]) -> Any:
         if not done:
             done.append(tid)
             action()
@@ -420,6 +420,41 @@ def test_another_file_in_the_same_place(monkeypatch: pytest.MonkeyPatch, strateg
             assert done == [it.pid]
             assert as_shown(task.vmas) == shown(it.pid)
             assert second in {one.name for one in task.vmas or ()}
+
+    within(run)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("again", [False, True])
+def test_a_task_cannot_choose_the_name_that_others_get(
+    monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """It maps the same file in the same place by another mount, only while maps is read."""
+
+    def run(where: str) -> None:
+        layers = Overlay(folder(where, "a"))
+        path = layers.below("file")
+        bind = folder(where, "bind")
+        check(libc.mount(os.fsencode(layers.path), os.fsencode(bind), None, MS_BIND, None))
+        engine = KernelEngine()
+        real = stacked._shown
+        calls = []
+        with Mapper() as bad, Mapper(path) as good:
+            bad.do(f"one({path!r})")
+
+            def maps(directory: Directory, heads: dict[bytes, bytes]) -> dict[bytes, bytes]:
+                calls.append(directory.where)
+                bad.do(f"one({bind + '/file'!r})")
+                found = real(directory, heads)
+                if again:
+                    bad.do(f"one({path!r})")
+                return found
+
+            monkeypatch.setattr(stacked, "_shown", maps)
+            found = answers(engine, MAPPED, Dump.CHILDREN, os.getpid())
+            assert calls[0] == str(bad.pid)
+            for it in (bad, good):
+                assert as_shown(found[it.pid].vmas) == shown(it.pid)
 
     within(run)
 
@@ -585,7 +620,7 @@ MARKER = b"a marker 12b"
 
 def record(start: int, key: int) -> bytes:
     head = Struct("=QQQQIIQI").pack(start, start + 4096, 1, 0, 1, 2, key, 0)
-    return head + MARKER + vma.KEY.pack(*[key] * 7)
+    return head + MARKER + vma.KEY.pack(*[key] * 7) + vma.STAMP.pack(start)
 
 
 def message(records: list[bytes], pid: int = 7) -> bytes:
@@ -599,11 +634,11 @@ class Names(stacked.StackedNames):
     def __init__(self, name: Callable[[int], bytes | None]) -> None:
         self.told: list[tuple[bytes, bytes]] = []
         self.asked: list[int] = []
-        super().__init__(-1, MARKER, None, lambda *item: self.told.append(item))
+        super().__init__(-1, MARKER, lambda tid: b"", None, lambda *item: self.told.append(item))
         self._name_of = name
 
-    def _read(self, tid: int, wanted: dict[bytes, bytes]) -> dict[bytes, bytes]:
-        keys = {key: vma.KEY.unpack(key)[0] for key in wanted}
+    def _read(self, tid: int, wanted: set[bytes]) -> dict[bytes, bytes]:
+        keys = {key: vma.KEY.unpack(key)[0] for key in sorted(wanted)}
         self.asked += keys.values()
         found = {key: self._name_of(number) for key, number in keys.items()}
         return {key: name for key, name in found.items() if name}

@@ -161,7 +161,9 @@ class Completion:
         if self._names is None:
             from .stacked import StackedNames
 
-            self._names = StackedNames(self._proc, self._marker, self._through, self._keep_name)
+            self._names = StackedNames(
+                self._proc, self._marker, self._run_again, self._through, self._keep_name
+            )
         return self._names.complete(data)
 
     def _again(self, tid: int) -> bytes:

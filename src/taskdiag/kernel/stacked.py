@@ -16,7 +16,7 @@ from ..abi import DEFERRED, MSG, Attr
 from ..netlink import LONGEST, attributes, pack_vma
 from ..procfs.maps import parse_line
 from ..procfs.reader import Changed, Directory, Vanished
-from .vma import KEY, MARKER
+from .vma import KEY, MARKER, STAMP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class StackedNames:
     """Completes the records without a name of one answer.
 
     ``proc`` is a descriptor of /proc, ``marker`` what such records have (`Host.marker`).
+    ``again`` runs a program with the same marker again for one thread, by its number in /proc.
     ``through`` is as in `Directory`; names depend on the root directory of who reads.
     ``keep_name`` is told each name that is found.  Several threads may use one object.
 
@@ -58,18 +59,20 @@ class StackedNames:
         self,
         proc: int,
         marker: bytes,
+        again: Callable[[int], bytes],
         through: Callable[..., Any] | None = None,
         keep_name: KeepName | None = None,
     ) -> None:
         self._proc = proc
         self._marker = marker
+        self._again = again
         self._through = through
         self._keep_name = keep_name
-        # Without the marker, a message is text and KEYs in turn.  Nobody else knows it, so it
-        # is in no name and no command line.
-        pattern = re.escape(marker) + b"(.{%d})" % KEY.size
+        # Without the marker, a message is text, KEY and STAMP in turn.  Nobody else knows it,
+        # so it is in no name and no command line.
+        pattern = re.escape(marker) + b"(.{%d})(.{%d})" % (KEY.size, STAMP.size)
         self._split = re.compile(pattern, re.DOTALL).split
-        #: By KEY, what takes the place of marker and KEY.
+        #: By KEY, what takes the place of marker, KEY and STAMP.
         self._known: dict[bytes, bytes] = {}
 
     def complete(self, data: bytes) -> bytes:
@@ -91,18 +94,20 @@ class StackedNames:
 
     def _completed(self, message: bytes) -> bytes:
         parts: list[bytes] = self._split(message)
+        keys = parts[1::3]
         known = self._known
-        if not known.keys() >= {*parts[1::2]}:
-            known = self._learn(message, parts)
+        if not known.keys() >= {*keys}:
+            known = self._learn(message, {*keys})
         at = next(
             start - 4
             for kind, start, _ in attributes(message, MSG.size, len(message))
             if kind == Attr.VMA
         )
         try:
-            parts[1::2] = map(known.__getitem__, parts[1::2])
+            parts[1::3] = map(known.__getitem__, keys)
         except KeyError:
             return _deferred(message, at)
+        parts[2::3] = [b""] * len(keys)
         body = bytearray(b"".join(parts))
         if len(body) > LONGEST:
             return _deferred(message, at)
@@ -110,44 +115,55 @@ class StackedNames:
         _ATTR_LENGTH.pack_into(body, at, len(body) - at)
         return bytes(body)
 
-    def _learn(self, message: bytes, parts: list[bytes]) -> dict[bytes, bytes]:
+    def _learn(self, message: bytes, wanted: set[bytes]) -> dict[bytes, bytes]:
         """Find out the names that a message lacks.  Returns those that are known then."""
-        heads = {
-            key: text[-_HEAD.size :] for text, key in zip(parts[::2], parts[1::2], strict=False)
-        }
         known = self._known
-        if len(known) + len(heads) > _REMEMBERED:
+        if len(known) + len(wanted) > _REMEMBERED:
             # Another thread may still use the old ones.
             known = self._known = {}
-        wanted = {key: head for key, head in heads.items() if key not in known}
         _, _, _, _, port, pid, _, _ = MSG.unpack_from(message)
-        for key, name in self._read(port or pid, wanted).items():
+        for key, name in self._read(port or pid, wanted - known.keys()).items():
             known[key] = pack_vma(0, 0, 0, 0, 0, 0, 0, 0, name)[MARKER.start :]
             if self._keep_name is not None:
                 self._keep_name(key, name)
         return known
 
-    def _read(self, tid: int, wanted: dict[bytes, bytes]) -> dict[bytes, bytes]:
-        """The names of files that a task maps, by KEY; ``wanted`` has the heads of records.
+    def _read(self, tid: int, wanted: set[bytes]) -> dict[bytes, bytes]:
+        """The names of files that a task maps, by KEY.
 
-        The number may belong to another task by now, and the task may have other mappings.  But
-        if a file with this device and inode number is mapped at this place, it is the file.
+        A name will be used for other tasks, so this one must not be able to choose it, as it
+        could by mapping the same file from another mount for a moment.  So the program is run
+        before and after maps is read.  If the record of a mapping and its STAMP are the same,
+        the task has neither changed its mappings nor executed a program in between.
         """
         try:
-            with Directory(self._proc, str(tid), False, self._through) as directory:
-                found = _shown(directory, wanted)
-                doubtful = {key: wanted[key] for key, name in found.items() if b"\\012" in name}
-                if doubtful:
-                    # A newline, or these four characters; see `maps.exact_name`.  The mapping
-                    # may have changed before the link was read, so maps is read again.
-                    exact = {key: _link(directory, head) for key, head in doubtful.items()}
-                    again = _shown(directory, doubtful)
-                    for key, name in exact.items():
-                        same = name.replace(b"\n", b"\\012") == found[key] == again.get(key)
-                        found[key] = name if same else b""
+            with Directory(self._proc, str(tid), True, self._through) as directory:
+                before = self._marked(tid)
+                heads = {key: before[key][0] for key in wanted & before.keys()}
+                found = _shown(directory, heads)
+                for key, name in found.items():
+                    if b"\\012" in name:
+                        # A newline, or these four characters; see `maps.exact_name`.
+                        exact = _link(directory, heads[key])
+                        found[key] = exact if exact.replace(b"\n", b"\\012") == name else b""
+                after = self._marked(tid)
+                # The number was still that of the same task.
+                directory.read("stat")
         except (Vanished, Changed, OSError):
             return {}
-        return {key: name for key, name in found.items() if 0 < len(name) < _PATH_MAX}
+        return {
+            key: name
+            for key, name in found.items()
+            if 0 < len(name) < _PATH_MAX and before[key] == after.get(key)
+        }
+
+    def _marked(self, tid: int) -> dict[bytes, tuple[bytes, bytes]]:
+        """The head and the STAMP of a record of each KEY, from another run of the program."""
+        parts: list[bytes] = self._split(self._again(tid))
+        return {
+            key: (text[-_HEAD.size :], stamp)
+            for text, key, stamp in zip(parts[:-1:3], parts[1::3], parts[2::3], strict=True)
+        }
 
 
 def _shown(directory: Directory, wanted: dict[bytes, bytes]) -> dict[bytes, bytes]:

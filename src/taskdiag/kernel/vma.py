@@ -28,6 +28,7 @@ __all__ = (
     "NAMES",
     "NAMES_KEPT",
     "NAME_KEPT",
+    "STAMP",
     "emit",
     "gate_record",
     "missing",
@@ -49,9 +50,11 @@ NAME_KEPT = Struct("=Q256s")
 #: the highest bit set if it was deleted; inode number, device, generation.
 KEY = Struct("=QQQQQQQ")
 #: In a record without a name, these bytes are a random number that only this process knows
-#: (``Host.marker``), and the KEY follows in the place of the name.
+#: (``Host.marker``), and the KEY follows in the place of the name.  Behind it is a STAMP: the
+#: numbers of changes of the mappings, and of programs that the task has executed.
 MARKER = slice(abi.VMA["vma_len"].offset, abi.VMA.size)
-MARKED = abi.VMA.size + KEY.size
+STAMP = Struct("=Q")
+MARKED = abi.VMA.size + KEY.size + STAMP.size
 
 # include/linux/mm.h, include/linux/fs.h, arch/x86/include/asm/mmu.h; macros.
 FMODE_BACKING = 1 << 24
@@ -87,10 +90,7 @@ def missing(facts: Facts) -> str:
         return "kfunc bpf_iter_task_vma_new (6.7)"
     if not facts.has_member("mm_struct", "context.vdso"):
         return "mm_struct::context.vdso"
-    if _may_skip(facts) and not (
-        facts.has_member("mm_struct", "mm_lock_seq.sequence")
-        or facts.has_member("mm_struct", "mmap_lock.count.counter")
-    ):
+    if _may_skip(facts) and not _counts_changes(facts):
         return "mm_struct::mm_lock_seq as a seqcount (6.13)"
     return ""
 
@@ -219,8 +219,8 @@ def _pick_thread(c: Emitter, iterator: int, other: str) -> None:
 def _walk(c: Emitter, iterator: int) -> None:
     """Append a record for each mapping of the task."""
     loop, end, file, defer = _NEXT, "vma end", "vma file", "vma defer walk"
-    skips = _may_skip(c.facts)
-    if skips:
+    counts = _counts_changes(c.facts)
+    if counts:
         _changes(c)
         c.set("changes", R0)
     c.mov(R1, R10)
@@ -251,7 +251,7 @@ def _walk(c: Emitter, iterator: int) -> None:
     c.goto(loop)
     c.label(end)
     _call(c, iterator, "bpf_iter_task_vma_destroy")
-    if skips:
+    if counts:
         _changes(c)
         c.get(R1, "changes")
         c.jump("!=", R0, R1, _DEFER)
@@ -265,6 +265,14 @@ def _may_skip(facts: Facts) -> bool:
     # CONFIG_PER_VMA_LOCK it can no longer be used, and every task is deferred.
     return facts.has_member("bpf_iter_task_vma_kern_data", "next_addr") and (
         facts.has_member("mm_struct", "mm_lock_seq")
+    )
+
+
+def _counts_changes(facts: Facts) -> bool:
+    """Whether `_changes` can be asked."""
+    return facts.has_member("mm_struct", "mm_lock_seq.sequence") or (
+        facts.has_member("mm_struct", "mm_lock_seq")
+        and facts.has_member("mm_struct", "mmap_lock.count.counter")
     )
 
 
@@ -380,7 +388,7 @@ def _file(c: Emitter, defer: str) -> None:
         c.follow(R2, R1, "file", "f_mode")
         c.alu("and", R2, _backing(c.facts))
         c.jump("==", R2, 0, plain)
-        if c.facts.has_member("backing_file", "user_path"):
+        if c.facts.has_member("backing_file", "user_path") and _counts_changes(c.facts):
             _stacked_file(c, defer)
         else:
             c.goto(defer)
@@ -474,6 +482,11 @@ def _stacked_file(c: Emitter, defer: str) -> None:
     c.store(_RECORD, MARKER.start, R2, 4)
     c.mov(R2, int.from_bytes(c.host.marker[4:], sys.byteorder))
     c.store(_RECORD, MARKER.start + 4, R2)
+    c.follow(R2, TASK, "task_struct", "self_exec_id")
+    c.alu("lsh", R2, 32)
+    c.get(R1, "changes")
+    c.alu("or", R2, R1)
+    c.store(_RECORD, _NAME + KEY.size, R2)
     c.count_deferred()
     c.get(R1, "length")
     c.alu("add", R1, MARKED)

@@ -51,6 +51,8 @@ class MessageBuffer:
         self._at = 0
         #: The length of all messages in ``_data``, 0 if it is not the same for all.
         self._each = 0
+        #: While ``_data`` is a message that was divided: its chunk, and where it goes on.
+        self._later: tuple[bytes, int] | None = None
         self._ended = False
 
     def read(self, size: int) -> bytes:
@@ -58,37 +60,52 @@ class MessageBuffer:
 
         Raises OSError (EMSGSIZE) if the next one does not fit; it stays.
         """
-        while len(self._data) - self._at < size and not self._ended:
-            chunk = next(self._chunks, b"")
-            if not chunk:
-                self._ended = True
+        pieces: list[bytes] = []
+        while self._next():
+            start, end = self._at, self._cut(size)
+            if end == start:
                 break
-            self._data = self._data[self._at :] + chunk
-            self._at = 0
-            self._each = _common_length(self._data)
-        start = self._at
-        end = self._cut(size)
-        if end == start < len(self._data):
+            pieces.append(self._data[start:end])
+            self._at = end
+            size -= end - start
+        if not pieces and not self._ended:
             raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
-        self._at = end
-        return self._data[start:end]
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _next(self) -> bool:
+        """Go on to a message that is short enough for the file; False if there is none."""
+        while self._at == len(self._data):
+            if self._later is not None:
+                (self._data, self._at), self._later = self._later, None
+                continue
+            self._data, self._at = next(self._chunks, b"") if not self._ended else b"", 0
+            if not self._data:
+                self._ended = True
+                return False
+            self._each = _common_length(self._data)
+            if self._each > LONGEST_MESSAGE:
+                self._each = 0
+        if not self._each:
+            at = self._at
+            (length,) = _LENGTH.unpack_from(self._data, at)
+            if length > LONGEST_MESSAGE:
+                # The rest of the chunk may be large, so it is not copied.
+                self._later = self._data, at + length
+                self._data = shorten(self._data[at : at + length], LONGEST_MESSAGE)
+                self._at = 0
+        return True
 
     def _cut(self, size: int) -> int:
-        """The end of the messages that fit.  One that is too long for the file is divided."""
+        """The end of the messages that fit, before the first that is too long for the file."""
         data, at, each = self._data, self._at, self._each
-        if 0 < each <= LONGEST_MESSAGE:
+        if each:
             return min(at + size // each * each, len(data))
-        most, length_at = at + size, _LENGTH.unpack_from
-        while at < len(data):
+        most, length_at = min(at + size, len(data)), _LENGTH.unpack_from
+        while at < most:
             (length,) = length_at(data, at)
-            if length > LONGEST_MESSAGE:
-                divided = shorten(data[at : at + length], LONGEST_MESSAGE)
-                self._data = data = data[:at] + divided + data[at + length :]
-                self._each = 0
-            elif at + length > most:
+            if at + length > most or length > LONGEST_MESSAGE:
                 break
-            else:
-                at += length
+            at += length
         return at
 
 

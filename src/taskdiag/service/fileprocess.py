@@ -118,7 +118,7 @@ def _serve(mountpoint: Mountpoint, forth: int, parent: int) -> int:
         backend = Backend()
         version = binding.fuse_version_major, binding.fuse_version_minor
         binding.FUSE(
-            Files(mountpoint.name, backend, ready, stay=version >= (3, 0)), mountpoint.path,
+            Files(mountpoint.name, backend, ready, stay=version >= (3, 12)), mountpoint.path,
             raw_fi=True, foreground=True, nothreads=False, **options(version),
         )  # fmt: skip
         return 0

@@ -180,9 +180,9 @@ def options(version: tuple[int, int]) -> dict[str, Any]:
         # Else a write of more than a page would come in pages.
         found["big_writes"] = True
     else:
-        # Threads must not end, see `Files`.
-        found["max_idle_threads"] = _THREADS
+        found["max_idle_threads"] = 10
     if version >= (3, 12):
-        # From that version on there are but ten unless more are asked for.
-        found["max_threads"] = _THREADS
+        # From that version on there are but ten unless more are asked for.  They must not end,
+        # see `Files`.
+        found["max_threads"] = found["max_idle_threads"] = _THREADS
     return found
