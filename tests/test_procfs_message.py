@@ -11,11 +11,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from population import Population, zombie
+from population import Population, child, zombie
 from taskdiag import Show
+from taskdiag.abi import VMA
 from taskdiag.errors import EngineUnavailable
 from taskdiag.netlink import pack_task
-from taskdiag.procfs import pair
+from taskdiag.procfs import pair, reader
 from taskdiag.procfs.plan import Plan, plan_for
 from taskdiag.procfs.reader import Directory, Vanished, open_procfs
 from taskdiag.procfs.task import TaskReader, read_directory
@@ -172,3 +173,80 @@ def test_no_file_of_a_task_that_took_the_number(root: int, monkeypatch: pytest.M
     with pytest.raises(Vanished):
         pair.read_pair(root, str(pid), "status", "stat", False)
     assert os.listdir("/proc/self/fd") == before
+
+
+def number_passes_on(
+    monkeypatch: pytest.MonkeyPatch, pid: int, heir: int, before: str
+) -> list[str]:
+    """Let the number lead to another process from the first time on that a file is opened."""
+    real = os.open
+    opened: list[str] = []
+
+    def open_late(path: str, flags: int, *, dir_fd: int) -> int:
+        opened.append(path)
+        if path == f"{pid}/{before}":
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        if not os.path.exists(f"/proc/{pid}"):
+            path = path.replace(str(pid), str(heir), 1)
+        return real(path, flags, dir_fd=dir_fd)
+
+    monkeypatch.setattr(reader, "_open", open_late)
+    return opened
+
+
+def started(pid: int) -> int:
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[19])
+
+
+@pytest.mark.parametrize("before", ["smaps", "stat"])
+def test_no_mappings_of_a_task_that_took_the_number(
+    root: int, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """Whichever of the two files is the first to be of the other task."""
+    if not os.path.exists("/proc/self/smaps"):
+        pytest.skip("this kernel has no CONFIG_PROC_PAGE_MONITOR")
+    with child() as it, child() as heir:
+        pid, since = it.pid, started(heir.pid)
+        opened = number_passes_on(monkeypatch, pid, heir.pid, before)
+        asked: list[int] = []
+        task = TaskReader(root, int(Show.VMA | Show.VMA_STAT), old=lambda start: start < since)
+        open_files = os.listdir("/proc/self/fd")
+        assert task.read(pid, pid, lambda start: bool(asked.append(start))) is None
+        assert opened[:2] == [f"{pid}/smaps", f"{pid}/stat"]
+        # Before it is said to be another task, it is read once more below its directory.
+        assert asked == [since]
+        assert os.listdir("/proc/self/fd") == open_files
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_an_old_task_is_read_without_asking(root: int, threads: bool) -> None:
+    show = int(Show.VMA | Show.VMA_STAT)
+    with child() as it:
+        fast = TaskReader(root, show, threads=threads, old=lambda start: True)
+        slow = TaskReader(root, show, threads=threads)
+
+        def never(start: int) -> bool:
+            raise AssertionError(start)
+
+        found = fast.read(it.pid, it.pid, never)
+        right = slow.read(it.pid, it.pid, lambda start: True)
+        assert found is not None
+        assert right is not None
+        assert found[1]
+        # The statistics change with what we do to pages that we share with it.
+        assert [vma[: VMA.size] for vma in found[1]] == [vma[: VMA.size] for vma in right[1]]
+
+
+def test_an_old_task_without_memory(root: int) -> None:
+    """It has no mappings, which the steps find out."""
+    with zombie() as it:
+        pid = it.pid
+        answer = TaskReader(root, int(Show.VMA | Show.VMA_STAT), old=lambda start: True).read(
+            pid, pid, lambda start: True
+        )
+        assert answer in (None, ([], []))
+        assert answer == TaskReader(root, int(Show.VMA | Show.VMA_STAT)).read(
+            pid, pid, lambda start: True
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
 
 import pytest
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 
 from taskdiag.abi import VMA, VMA_STAT, VmaFlag
 from taskdiag.netlink import pack_vma
-from taskdiag.procfs import comm, maps, plan, stat, status
-from taskdiag.procfs.reader import Directory, Malformed, Vanished, open_procfs
+from taskdiag.procfs import comm, maps, plan, reader, stat, status
+from taskdiag.procfs.reader import Directory, Malformed, Vanished, is_whole, open_procfs
 from taskdiag.procfs.records import Records, heads_of
 
 #: Whatever a task may be called: at most 15 bytes, no NUL.
@@ -455,6 +456,70 @@ def test_long_lists_of_mappings_are_cut_between_entries(
     assert max(map(len, pieces)) < 1 << 20
 
 
+VSYSCALL = b"ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]\n"
+
+
+@pytest.mark.parametrize("text", [
+    b"", VSYSCALL, VSYSCALL + b"Rss: 0 kB\nVmFlags: ex \n",
+    b"1000-2000 r--p 0 0:0 0\nVmFlags: rd \n",
+    b"1000-2000 r--p 0 0:0 0 /ffffffffff600000-\nVmFlags: rd \n",
+])  # fmt: skip
+def test_a_list_is_whole_only_after_the_vsyscall_page(text: bytes) -> None:
+    """Nothing but the page's whole entry shows it, wherever the text is cut."""
+    before = b"1000-2000 r--p 0 0:0 0\nRss: 0 kB\nVmFlags: rd \n"
+    whole = text.startswith(VSYSCALL)
+    assert is_whole(before + text, b"") == whole
+    assert is_whole(before + text, b"VmFlags:") == text.endswith(b"VmFlags: ex \n")
+    for size in range(len(text)):
+        cut = before + text[:size]
+        assert not is_whole(cut, b"VmFlags:")
+        assert is_whole(cut, b"") == (whole and cut.endswith(b"\n") and size >= len(VSYSCALL))
+
+
+def test_the_end_of_a_list_is_seen_in_one_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the vsyscall page, nothing is read twice; without, the beginning is."""
+    calls: list[str] = []
+    readv, pread = os.readv, os.pread
+    monkeypatch.setattr(reader, "_readv", lambda *a: calls.append("readv") or readv(*a))
+    monkeypatch.setattr(os, "pread", lambda *a: calls.append("pread") or pread(*a))
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+        os._exit(0)
+    root = open_procfs()
+    try:
+        text = b"".join(Directory(root, str(pid), pinned=False).read_mappings("maps"))
+    finally:
+        os.close(root)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    if b"\nffffffffff600000-" in text:
+        assert "pread" not in calls
+    else:
+        assert calls[-2:] == ["readv", "pread"]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+        | st.tuples(st.integers(2**44, 2**48 - 1), st.integers(2**44, 2**48 - 1)),
+        min_size=1,
+        max_size=6,
+    )
+)
+@example([(2**47, 2**48 - 1), (2**47, 2**47 + 1), (0xFFFFFFFFFF600000, 0xFFFFFFFFFF601000)])
+@example([(2**43, 2**48), (2**47, 2**48 - 1), (1, 2)])
+def test_addresses_of_any_width(pairs: list[tuple[int, int]]) -> None:
+    shown = [b"%08x-%08x" % pair for pair in pairs]
+    assert list(heads_of(shown)) == [struct.pack("=QQ", *pair) for pair in pairs]
+
+
+def test_an_address_that_is_too_long() -> None:
+    for shown in ([b"0" * 17 + b"-1"], [b"1-2", b"0" * 17 + b"-1"], [b"0" * 17 + b"-1", b"1-2"]):
+        with pytest.raises(ValueError, match="16 digits"):
+            heads_of(shown)
+
+
 def test_a_directory_stays_with_its_task() -> None:
     pid = os.fork()
     if pid == 0:
@@ -470,22 +535,3 @@ def test_a_directory_stays_with_its_task() -> None:
                     directory.read(name)
     finally:
         os.close(root)
-
-
-ADDRESSES = st.integers(0, 2**64 - 1) | st.integers(2**44, 2**48 - 1)
-
-
-@given(st.lists(st.tuples(ADDRESSES, ADDRESSES), min_size=1))
-@example([(0x7F0000000000, 0x7F0000001000), (2**64 - 0xA00000, 2**64 - 0x9FF000)])
-@example([(0x400000, 0x401000), (0x7F0000000000, 0x7F0000001000)])
-@example([(0x1234567890, 0x12345678901234), (1, 2)])
-def test_heads_of_addresses_of_any_width(pairs: list[tuple[int, int]]) -> None:
-    texts = [b"%08x-%08x" % pair for pair in pairs]
-    assert list(heads_of(texts)) == [struct.pack("=QQ", *pair) for pair in pairs]
-
-
-@pytest.mark.parametrize("text", [b"1" * 17 + b"-2", b"1-" + b"2" * 17])
-@pytest.mark.parametrize("before", [[], [b"7f0000000000-7f0000001000"]])
-def test_an_address_with_too_many_digits(before: list[bytes], text: bytes) -> None:
-    with pytest.raises(ValueError, match="more than 16 digits"):
-        heads_of([*before, text])

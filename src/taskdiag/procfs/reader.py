@@ -143,7 +143,7 @@ class Directory:
                 pieces: list[bytes] = []
                 size = 0
                 while data := self._read_paths(fd, buffers):
-                    if not pieces and _is_whole(data, last):
+                    if not pieces and is_whole(data, last):
                         yield data
                         return
                     pieces.append(data)
@@ -247,10 +247,10 @@ def _readlink_fd(fd: int) -> bytes:
     return os.readlink(b"", dir_fd=fd)
 
 
-def _is_whole(text: bytes, last: bytes) -> bool:
+def is_whole(text: bytes, last: bytes) -> bool:
     r"""Whether the text certainly goes to the end of the list of mappings.
 
-    >>> _is_whole(b"0-1 r--p\nffffffffff600000-ffffffffff601000 --xp\n", b"")
+    >>> is_whole(b"0-1 r--p\nffffffffff600000-ffffffffff601000 --xp\n", b"")
     True
     """
     gate = text.rfind(_GATE, -BLOCK)

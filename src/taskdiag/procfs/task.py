@@ -143,12 +143,13 @@ class TaskReader:
         return None
 
     def _mappings_of_old(self, tgid: int, tid: int) -> list[bytes]:
-        """The mappings of a task that is old, and so is the right one.
+        """The mappings of a task, if ``old`` says that it is the right one.
 
-        None are returned in all other cases; the task must then be read step by step.
+        Otherwise the list is empty, and the task must be read step by step.
 
-        The files are opened by their paths: first the mappings, then stat.  If the task that
-        has the number in the end is old, it had the number all along, so the mappings are its.
+        The files are opened by their paths: the mappings first, then stat.  If the task that
+        has the number at the end is old, it had the number all along, so the mappings are of
+        this task.
         """
         if self._old is None:
             return []
