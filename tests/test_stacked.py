@@ -302,15 +302,20 @@ def test_two_containers_with_one_lower_layer() -> None:
     within(run)
 
 
+def two_mounts(where: str) -> tuple[str, str]:
+    """The paths of one file on an overlay that is mounted twice."""
+    layers = Overlay(folder(where, "a"))
+    bind = folder(where, "bind")
+    check(libc.mount(os.fsencode(layers.path), os.fsencode(bind), None, MS_BIND, None))
+    return layers.below("file"), f"{bind}/file"
+
+
 @pytest.mark.root
 def test_one_file_through_two_mounts() -> None:
     def run(where: str) -> None:
-        layers = Overlay(folder(where, "a"))
-        path = layers.below("file")
-        bind = folder(where, "bind")
-        check(libc.mount(os.fsencode(layers.path), os.fsencode(bind), None, MS_BIND, None))
+        path, other = two_mounts(where)
         engine = KernelEngine()
-        with Mapper(path, f"{bind}/file") as one, Mapper(f"{bind}/file") as two:
+        with Mapper(path, other) as one, Mapper(other) as two:
             for it in (one, two):
                 agree(engine, it.pid)
 
@@ -432,10 +437,7 @@ def test_a_task_cannot_choose_the_name_that_others_get(
     """It maps the same file in the same place by another mount, only while maps is read."""
 
     def run(where: str) -> None:
-        layers = Overlay(folder(where, "a"))
-        path = layers.below("file")
-        bind = folder(where, "bind")
-        check(libc.mount(os.fsencode(layers.path), os.fsencode(bind), None, MS_BIND, None))
+        path, other = two_mounts(where)
         engine = KernelEngine()
         real = stacked._shown
         calls = []
@@ -444,7 +446,7 @@ def test_a_task_cannot_choose_the_name_that_others_get(
 
             def maps(directory: Directory, heads: dict[bytes, bytes]) -> dict[bytes, bytes]:
                 calls.append(directory.where)
-                bad.do(f"one({bind + '/file'!r})")
+                bad.do(f"one({other!r})")
                 found = real(directory, heads)
                 if again:
                     bad.do(f"one({path!r})")

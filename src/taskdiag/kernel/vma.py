@@ -419,8 +419,13 @@ def _copy_last(c: Emitter, other: str) -> None:
     c.load(R2, R3, abi.VMA["name_len"].offset, 2)
     c.jump("==", R2, 0, other)
     c.jump(">", R2, _PATH_MAX, other)
-    c.set("word", R2)
     c.alu("add", R3, _NAME)
+    _copy_name(c)
+
+
+def _copy_name(c: Emitter) -> None:
+    """Jump to _NAMED with the name at R3, of R2 bytes with its NUL."""
+    c.set("word", R2)
     c.mov(R1, _RECORD)
     c.alu("add", R1, _NAME)
     c.helper("probe_read_kernel")
@@ -466,14 +471,9 @@ def _stacked_file(c: Emitter, defer: str) -> None:
     c.jump("==", R0, 0, unknown)
     c.load(R2, R0, 0)
     c.jump(">", R2, NAME_KEPT.size - 8, unknown)
-    c.set("word", R2)
     c.mov(R3, R0)
     c.alu("add", R3, 8)
-    c.mov(R1, _RECORD)
-    c.alu("add", R1, _NAME)
-    c.helper("probe_read_kernel")
-    c.get(R0, "word")
-    c.goto(_NAMED)
+    _copy_name(c)
 
     c.label(unknown)
     # The next record must not be copied from this one.
